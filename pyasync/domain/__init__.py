@@ -1,0 +1,1 @@
+"""The rules of the framework as pure code: no clock, no threads, no I/O."""

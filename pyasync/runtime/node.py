@@ -1,0 +1,401 @@
+"""The composition root: builds the services of a node, wires them, starts and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import random
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+
+from pyasync import context
+from pyasync.client import Client
+from pyasync.context import AsyncStop
+from pyasync.errors import AlreadyInitialized, BlockingCall, NodeStopped
+from pyasync.ids import new_fence
+from pyasync.registry import Lifespan, Registry
+from pyasync.runtime.claimer import Claimer
+from pyasync.runtime.commits import Commits
+from pyasync.runtime.committer import Committer
+from pyasync.runtime.endings import Endings, Stopped, wall_clock
+from pyasync.runtime.executor import Executor
+from pyasync.runtime.inbox import Inbox
+from pyasync.runtime.keeper import Keeper, Seen
+from pyasync.runtime.pulse import Pulse
+from pyasync.runtime.reconciler import Reconciler
+from pyasync.runtime.runs import Execution, Runs
+from pyasync.runtime.sweeper import Sweeper
+from pyasync.runtime.watcher import Watcher
+from pyasync.settings import Settings
+from pyasync.store import claims, hints, nodes, schema
+from pyasync.store.nodes import Beat
+
+log = logging.getLogger("pyasync.runtime")
+
+LAST_WRITES = 5.0
+"""Seconds that a stop waits for the last writes to be stored, after the runs had theirs."""
+
+
+class Node(Client):
+    """One embedding of pyasync in a process: it runs tasks, and has all the verbs of a Client.
+
+    `with Node(...)` in sync code (tasks run on a loop of its own thread), `async with Node(...)` in async code (tasks run on the
+    caller's loop, asyncio or trio; the verbs are awaited on `AsyncClient(node)`). Several nodes can live in one process.
+    """
+
+    _survives_fork = False
+
+    def __init__(self, database: Any, registry: Registry | None = None, **settings: Any) -> None:
+        self._set_up(database, Settings.load(**settings))
+        self.registry = Registry() if registry is None else registry
+        self._state = "new"
+        self._lock = threading.RLock()
+        self._hosted, self._host_ended = threading.Event(), threading.Event()
+        self._host_error: Exception | None = None
+        self._build()
+
+    def _build(self) -> None:
+        settings, database = self.settings, self._database
+        self._runs = Runs()
+        self._endings = Endings(settings, wall_clock, random.random)
+        self._pulse = Pulse(settings.stall_after)
+        self._reconciler = Reconciler()
+        self._claimer = Claimer(runs=self._runs, registry=self.registry, settings=settings, may_claim=self._may_claim)
+        self._keeper = Keeper(
+            database=database,
+            lease=settings.lease,
+            node_name=settings.name,
+            version=importlib.metadata.version("pyasync"),
+            fast=settings.fast_detection,
+            tell=self._tell,
+            on_beat=self._on_beat,
+            on_hint=self._on_hint,
+            on_lost=self._on_lost,
+        )
+        self._committer = Committer(
+            database=database,
+            runs=self._runs,
+            claimer=self._claimer,
+            node_id=lambda: self._keeper.node_id,
+            launch=self._launch,
+            stop=self._stop_run,
+            soon=lambda fn, *args: self._soon(fn, *args),
+        )
+        self._watcher = Watcher(
+            database=database,
+            runs=self._runs,
+            settings=settings,
+            node_id=lambda: self._keeper.node_id,
+            stop=self._stop_run,
+            let_go=self._let_go,
+            look=self._pulse.check,
+        )
+        self._sweeper = Sweeper(
+            database=database,
+            settings=settings,
+            node_id=lambda: self._keeper.node_id,
+            on_released=self._on_released,
+        )
+        self._commits = Commits(
+            database=database, runs=self._runs, endings=self._endings, lost=self._lost_run, on_room=self._on_room
+        )
+
+    # --- starting and stopping
+
+    def start(self) -> Node:
+        """Join the system and run tasks, on a loop in a thread of its own. Raises what keeps it from that."""
+        if context.on_event_loop():
+            raise BlockingCall("init")
+        self._begin()
+        threading.Thread(target=anyio.run, args=(self._host,), name="pyasync-loop", daemon=True).start()
+        self._join()
+        return self
+
+    async def astart(self) -> Node:
+        """Join the system and run tasks on the caller's loop. Raises what keeps it from that."""
+        self._begin()
+        self._host_task = _spawn(self._host)
+        await anyio.to_thread.run_sync(self._join)
+        return self
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Hand running tasks over, then leave; blocks for at most about `timeout` (default: `stop_grace`) seconds.
+
+        Runs are told to stop; what has not reached a report by then is cancelled and let go of. Stopping twice does nothing.
+        """
+        if context.on_event_loop():
+            raise BlockingCall("stop")
+        with self._lock:
+            if self._state != "running":
+                return
+            self._state = "stopping"
+        self._hand_over(self.settings.stop_grace if timeout is None else timeout)
+        self._end_host()
+        self._database.close()
+        self._state = "stopped"
+
+    async def astop(self, timeout: float | None = None) -> None:
+        """Stop, as `stop` does, while the caller's loop goes on."""
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.stop, timeout)
+
+    def close(self) -> None:
+        """Stop the node."""
+        self.stop()
+
+    def __enter__(self) -> Node:
+        """Start the node; it is stopped at the end."""
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the node."""
+        self.stop()
+
+    async def __aenter__(self) -> Node:
+        """Start the node on the caller's loop; it is stopped at the end."""
+        return await self.astart()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop the node."""
+        await self.astop()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._state != "new":
+                raise NodeStopped if self._state in ("stopping", "stopped") else AlreadyInitialized
+            self._state = "running"
+
+    def _join(self) -> None:
+        """Join the system once the loop is there, and start the services; undo it all if that fails."""
+        try:
+            self._hosted.wait()
+            if self._host_error is not None:
+                raise self._host_error
+            schema.prepare(self._database, self.settings.migrate)
+            self._register()
+            self._keeper.join()
+        except BaseException:
+            self._state = "stopped"
+            self._end_host()
+            self._database.close()
+            raise
+        self.registry.on_change(self._keeper.beat_soon)
+        for service in (self._keeper, self._committer, self._watcher, self._sweeper):
+            service.start()
+
+    def _hand_over(self, timeout: float) -> None:
+        """Let every run end or be let go of, store the last writes, and leave: the node's row goes last."""
+        self._claimer.draining = True
+        self._keeper.beat_soon()
+        until = time.monotonic() + timeout
+        for execution in self._runs:
+            self._stop_run(execution, context.SHUTDOWN)
+            execution.stop_by = until if execution.stop_by is None else min(until, execution.stop_by)
+        self._watcher.wake()
+        if not self._runs.wait_until_ended(timeout + LAST_WRITES):
+            log.error("some runs could not be handed over in time: their leases must run out")
+        for service in (self._watcher, self._sweeper, self._committer, self._keeper):
+            service.stop(LAST_WRITES)
+        self._keeper.leave()
+
+    # --- the loop
+
+    async def _host(self) -> None:
+        """Run on the loop, from start to stop: the resources, and the task group in which runs live."""
+        try:
+            async with _entered(self.registry.lifespan) as resources, anyio.create_task_group() as group:
+                self._inbox = Inbox()
+                self._soon = self._inbox.put
+                self._pulse.attach(self._soon)
+                self._executor = self._make_executor(group, resources)
+                self._hosted.set()
+                await self._inbox.run()
+                group.cancel_scope.cancel()
+        except Exception as error:
+            self._host_error = error
+            if self._hosted.is_set():
+                log.exception("the node's loop failed: it stops")
+        finally:
+            self._hosted.set()
+            self._host_ended.set()
+            if self._state == "running" and self._host_error is None:  # the host's loop ends without having stopped us
+                threading.Thread(target=self.stop, args=(0.0,), name="pyasync-stop").start()
+
+    def _make_executor(self, group: Any, resources: Any) -> Executor:
+        return Executor(
+            tasks=group,
+            soon=self._soon,
+            runs=self._runs,
+            sink=self._committer,
+            endings=self._endings,
+            resources=resources,
+            commit=self._commits.commit,
+            reload=self._reload,
+            on_room=self._on_room,
+        )
+
+    def _end_host(self) -> None:
+        if not self._host_ended.is_set() and self._host_error is None:
+            self._hosted.wait()
+            self._inbox.close()
+            self._host_ended.wait(LAST_WRITES)
+
+    # --- how the services meet
+
+    def _tell(self) -> Beat:
+        return Beat(
+            counter=0,
+            session_key=None,
+            slots=self.settings.concurrency,
+            running=len(self._runs),
+            draining=self._claimer.draining,
+            types={each.name: each.version for each in self._claimer.types()},
+        )
+
+    def _register(self) -> None:
+        self._database.run(nodes.register, [each.name for each in self.registry])
+
+    def _on_beat(self, seen: Seen) -> None:
+        self._sweeper.observe(seen.peers, seen.lost)
+        strays, vanished = self._reconciler.compare(seen.owned, self._runs)
+        for execution in vanished:
+            self._lost_run(execution)
+        if strays:
+            self._sweeper.release(strays)
+
+    def _on_hint(self, hint: str) -> None:
+        if hint in (hints.RUN, hints.DELETE):
+            self._claimer.wake(full=hint == hints.DELETE)
+            self._committer.wake()
+        if hint in (hints.MARK, hints.DELETE):
+            self._watcher.notice()
+
+    def _on_lost(self, was: UUID, now: UUID) -> None:
+        for execution in self._runs:
+            self._lost_run(execution)
+
+    def _on_released(self) -> None:
+        self._claimer.wake(full=True)
+        self._committer.wake()
+
+    def _on_room(self) -> None:
+        self._claimer.has_room()
+        self._committer.wake()
+
+    def _may_claim(self) -> bool:
+        return self._keeper.trusted and self._pulse.alive()
+
+    def _launch(self, executions: list[Execution]) -> None:
+        self._executor.launch(executions)
+        if len(self._runs) <= len(executions) or any(each.deadline is not None for each in executions):
+            self._watcher.wake()
+
+    def _stop_run(self, execution: Execution, reason: str) -> None:
+        """Ask a run to stop, from any thread."""
+        if not execution.stop.set(reason):
+            return
+        execution.stop_by = time.monotonic() + self.settings.stop_grace
+        if isinstance(execution.stop, AsyncStop):
+            self._soon(execution.stop.ring)
+        self._watcher.wake()
+
+    def _lost_run(self, execution: Execution) -> None:
+        """Tell a run that its task is no longer its own: nothing that it writes counts any more."""
+        execution.let_go = True
+        self._stop_run(execution, context.LOST)
+        if self._runs.ended(execution):
+            self._on_room()
+
+    def _let_go(self, execution: Execution) -> None:
+        """End a run that did not stop in time: its task gets a new fence, its coroutine is cancelled, its thread left behind."""
+        execution.cancelled = True
+        if not (execution.let_go or execution.ended or execution.ending):
+            execution.let_go = True
+            write = self._endings.ending(execution, Stopped())
+            write.release = new_fence()
+            self._committer.force(execution, write)
+        self._soon(self._cancel, execution)
+
+    @staticmethod
+    def _cancel(execution: Execution) -> None:
+        if execution.cancel is not None:
+            execution.cancel()
+
+    def _reload(self, execution: Execution) -> bool:
+        """Read a run's row again after the database went back in time; False if its claim does not stand."""
+        row = self._database.run(claims.reload, execution.claim.task_id, execution.claim.fence)
+        if row is None:
+            self._lost_run(execution)
+            return False
+        execution.row, execution.claim = row, execution.claim.after(row.seq)
+        return True
+
+    # --- what a node adds to a client's verbs
+
+    def health(self) -> Health:
+        """Say how the node is, for a probe: `ok` is whether it can be relied on to run tasks now."""
+        if self._state != "running":
+            return Health(False, f"it is {self._state}", len(self._runs), self._keeper.node_id)
+        if not self._keeper.trusted:
+            reason = "it could not renew its lease: the database does not answer"
+        elif self._pulse.stalled:
+            reason = "its event loop is blocked"
+        else:
+            reason = ""
+        return Health(not reason, reason, len(self._runs), self._keeper.node_id)
+
+    def _check_types(self, types: set[str], connection: Any) -> None:
+        super()._check_types({name for name in types if name not in self.registry}, connection)
+
+    def _wake(self, hint: str) -> None:
+        self._on_hint(hint)
+        super()._wake(hint)
+
+    def _check_open(self) -> None:
+        if self._state == "stopped":
+            raise NodeStopped
+
+
+@dataclass(frozen=True)
+class Health:
+    """How a node is."""
+
+    ok: bool
+    reason: str
+    running: int
+    node_id: UUID
+
+
+def _spawn(host: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+    """Run the host in the background of the caller's loop, so that start and stop may come from different tasks of it.
+
+    Returns the task, to be kept: asyncio itself keeps weak references only.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        return trio.lowlevel.spawn_system_task(host)
+    return asyncio.get_running_loop().create_task(host())
+
+
+@asynccontextmanager
+async def _entered(lifespan: Lifespan | None) -> AsyncIterator[Any]:
+    if lifespan is None:
+        yield None
+        return
+    manager = lifespan()
+    if isinstance(manager, AbstractAsyncContextManager):
+        async with manager as resources:
+            yield resources
+    else:
+        with manager as resources:
+            yield resources

@@ -1,0 +1,126 @@
+"""Takes over the tasks of nodes that are lost, and removes rows that were kept long enough. Nobody leads: every node sweeps."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from pyasync.domain.lease import Observation
+from pyasync.ids import new_fence
+from pyasync.runtime.service import Service
+from pyasync.settings import Settings
+from pyasync.store import claims, nodes
+from pyasync.store.database import Database
+from pyasync.store.nodes import Peer
+
+log = logging.getLogger("pyasync.runtime")
+
+LOOK = 1.0
+"""Seconds between two looks at the other nodes, at most."""
+
+
+class Sweeper(Service):
+    """Judges the other nodes by its own monotonic clock, declares them lost by compare-and-set, and takes over.
+
+    `on_released` is called when tasks became claimable.
+    """
+
+    name = "sweeper"
+
+    def __init__(
+        self, *, database: Database, settings: Settings, node_id: Callable[[], UUID], on_released: Callable[[], None]
+    ) -> None:
+        super().__init__()
+        self._database = database
+        self._interval = settings.lease
+        self._node_id = node_id
+        self._on_released = on_released
+        self._lock = threading.Lock()
+        self._observations: dict[UUID, Observation] = {}
+        self._peers: dict[UUID, Peer] = {}
+        self._lost: list[tuple[UUID, str]] = []
+        self._strays: list[tuple[UUID, UUID]] = []
+        self._watching = False
+        self._next_sweep = 0.0
+
+    def observe(self, peers: Sequence[Peer], lost: Sequence[tuple[UUID, str]]) -> None:
+        """Take what the keeper read with a beat: whether there are others to watch, and nodes that are lost already."""
+        with self._lock:
+            newcomers = bool(peers) and not self._watching
+            self._watching = bool(peers)
+            self._lost = list(lost)
+        if newcomers or lost:
+            self.wake()
+
+    def release(self, strays: Sequence[tuple[UUID, UUID]]) -> None:
+        """Let go of tasks (id, fence) that the database says this node runs, but of which it knows nothing."""
+        with self._lock:
+            self._strays = list(strays)
+        self.wake()
+
+    def tick(self) -> float:
+        """Judge, declare, take over, and from time to time look for orphans and for rows to purge."""
+        self._release_strays()
+        if self._watching:
+            self._judge()
+        for node_id, name in self._lost:
+            self.take_over(node_id, name)
+        self._lost = []
+        if time.monotonic() >= self._next_sweep:
+            self._sweep()
+        return self._next_tick()
+
+    def _next_tick(self) -> float:
+        sweep = max(0.05, self._next_sweep - time.monotonic())
+        if not self._watching:
+            return sweep
+        shortest = min((peer.lease for peer in self._peers.values()), default=self._interval)
+        return min(sweep, LOOK, shortest / 4) * random.uniform(0.9, 1.0)
+
+    def _release_strays(self) -> None:
+        strays, self._strays = self._strays, []
+        if strays:
+            released = self._database.once(claims.release, self._node_id(), strays, new_fence())
+            log.warning("tasks that nobody ran were let go of", extra={"tasks": len(released)})
+            self._on_released()
+
+    def _judge(self) -> None:
+        """Read the others' counters, and declare those lost that stood still for their lease."""
+        peers = self._database.single(nodes.peers, self._node_id())
+        now = time.monotonic()
+        before, self._observations = self._observations, {}
+        for peer in peers:
+            seen = before.get(peer.id, Observation(peer.counter, now, now, 0))
+            self._observations[peer.id] = seen.observe(peer.counter, now, peer.lease)
+        self._peers = {peer.id: peer for peer in peers}
+        for peer in peers:
+            if self._observations[peer.id].lost(peer.lease):
+                self._declare(peer, "its lease ran out")
+
+    def _declare(self, peer: Peer, reason: str) -> None:
+        if self._database.once(nodes.declare_lost, peer):
+            log.warning("a node was declared lost", extra={"lost_node": peer.name, "node_id": str(peer.id), "reason": reason})
+            self._lost.append((peer.id, peer.name))
+
+    def take_over(self, node_id: UUID, name: str) -> int:
+        """Take over all tasks of a lost node, and remove its row; return how many."""
+        taken = 0
+        while released := self._database.once(claims.take_over, node_id, name, new_fence()):
+            taken += len(released)
+            self._on_released()
+        self._database.once(nodes.remove_lost, node_id)
+        if taken:
+            log.warning("tasks were taken over", extra={"node_id": str(node_id), "lost_node": name, "tasks": taken})
+        return taken
+
+    def _sweep(self) -> None:
+        for node_id in self._database.once(nodes.orphaned):
+            self.take_over(node_id, str(node_id))
+        while self._database.once(claims.purge) >= claims.REMOVAL_BATCH:
+            pass
+        self._next_sweep = time.monotonic() + self._interval * random.uniform(0.9, 1.1)
+

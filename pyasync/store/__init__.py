@@ -1,0 +1,1 @@
+"""All SQL: blocking functions that take a transaction first and never commit. No event loop, no threads."""

@@ -1,0 +1,304 @@
+"""Claiming: the transaction that gives tasks to a node, and takes them from one that is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, Select, case, delete, func, null, or_, select, update
+
+from pyasync.domain.failures import CRASH_LOOP, NODE_LOST, appended, failure
+from pyasync.domain.queues import PROBATION_LOSSES, Queue, QueuePolicy, queue_of
+from pyasync.domain.states import ENDED, OWNED, Event, Mark, Stage, Status
+from pyasync.domain.transitions import step
+from pyasync.store.database import Tx
+from pyasync.store.dialects import after, now
+from pyasync.store.tasks import Wish, cancelled_errors, change, locked_columns
+
+DUE_BATCH = 1_000
+LOST_BATCH = 500
+REMOVAL_BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a node can run of one type: the version it understands, and what the type wants kept on its tasks' rows."""
+
+    type: str
+    version: int
+    on_node_loss: str
+    max_losses: int | None
+    keep: float | None
+    cleans: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a node asks for: so many tasks of one queue, of these types and groups.
+
+    `room` bounds single types further. The order is: stopped by the system, priority, the policy's.
+    """
+
+    queue: Queue
+    limit: int
+    offers: Sequence[Offer]
+    policy: QueuePolicy
+    groups: frozenset[str] | None = None
+    room: Mapping[str, int] | None = None
+
+
+def promote(tx: Tx) -> int:
+    """Put tasks whose time has come into their queue; return how many."""
+    column = tx.t.task.c
+    query = select(column.id).where(column.due_at <= now()).order_by(column.due_at).limit(DUE_BATCH)
+    ids = list(tx.execute(query.with_for_update(skip_locked=True)).scalars())
+    if ids:
+        queue = case(
+            (column.losses >= PROBATION_LOSSES, Queue.PROBATION.value),
+            (column.mark == Mark.DELETE.value, Queue.DELETE.value),
+            else_=Queue.RUN.value,
+        )
+        values = {"queue": queue, "ready_at": column.due_at, "due_at": None}
+        tx.execute(update(tx.t.task).where(column.id.in_(ids)).ordered_values(*values.items()))
+    return len(ids)
+
+
+def next_due(tx: Tx) -> float | None:
+    """Return in how many seconds the next task's time comes, or None."""
+    column = tx.t.task.c
+    first = select(column.due_at, now().label("now")).where(column.due_at.is_not(None)).order_by(column.due_at).limit(1)
+    row = tx.execute(first).one_or_none()
+    return None if row is None else max(0.0, (row.due_at - row.now).total_seconds())
+
+
+_CLAIMED = (
+    "id type user_name group_name stage mark arguments context version attempt epoch seq losses retry timeout headers "  # noqa: SIM905
+    "errors rank ready_at"
+).split()
+
+
+def claim(tx: Tx, node_id: UUID, fence: UUID, request: Request) -> list[Row[Any]]:
+    """Give the first tasks of a queue to a node, and return their rows as they were before.
+
+    The claim is the fence, which is new with every call: a lost reply's rows are found again by it.
+    """
+    if request.limit <= 0 or not request.offers:
+        return []
+    candidates = [row for offer in request.offers for row in tx.execute(_candidates(tx, request, offer)).all()]
+    if len(request.offers) > 1:
+        candidates.sort(key=_order)
+    rows = candidates[: request.limit]
+    offers = {offer.type: offer for offer in request.offers}
+    for name in {row.type for row in rows}:
+        _take(tx, node_id, fence, offers[name], [row.id for row in rows if row.type == name])
+    return rows
+
+
+def _order(row: Row[Any]) -> tuple[Any, ...]:
+    return (row.stage, row.rank, *row[len(_CLAIMED) :])
+
+
+def _candidates(tx: Tx, request: Request, offer: Offer) -> Select[Any]:
+    column = tx.t.task.c
+    order = request.policy.order(column)
+    room = (request.room or {}).get(offer.type, request.limit)
+    query = (
+        select(*(column[name] for name in _CLAIMED), *(each.label(f"order_{n}") for n, each in enumerate(order)))
+        .where(column.queue == request.queue.value, column.type == offer.type, column.version <= offer.version)
+        .order_by(column.stage, column.rank, *order)
+        .limit(min(room, request.limit))
+        .with_for_update(skip_locked=True)
+    )
+    if request.groups is not None:
+        query = query.where(column.group_name.in_(request.groups))
+    if request.queue is Queue.PROBATION and not offer.cleans:
+        query = query.where(column.mark == Mark.RUN.value)
+    return query
+
+
+_EXECUTABLE = [Status(Stage.PENDING, Mark.RUN), Status(Stage.PAUSED, Mark.RUN)]
+
+
+def _take(tx: Tx, node_id: UUID, fence: UUID, offer: Offer, ids: Sequence[UUID]) -> None:
+    column = tx.t.task.c
+    cleaning = column.mark == Mark.DELETE.value
+    values = {
+        "stage": case((cleaning, Stage.DELETING.value), else_=Stage.RUNNING.value),
+        "queue": None,
+        "node_id": node_id,
+        "fence": fence,
+        "epoch": column.epoch + 1,
+        "started_at": now(),
+        "on_node_loss": offer.on_node_loss,
+        "max_losses": offer.max_losses,
+        "keep": func.coalesce(column.keep, offer.keep),
+    }
+    claimable = column.stage.in_([Stage.PENDING.value, Stage.PAUSED.value]), column.mark.in_(
+        [Mark.RUN.value, Mark.DELETE.value]
+    )
+    taken = tx.execute(update(tx.t.task).where(column.id.in_(ids), column.queue.is_not(None), *claimable).values(values))
+    if taken.rowcount != len(ids):
+        raise RuntimeError(f"claimed {taken.rowcount} of {len(ids)} locked rows")
+
+
+def remove_deleted(tx: Tx, types: Sequence[str], limit: int = REMOVAL_BATCH) -> int:
+    """Remove tasks that wait for deletion, of types that have no clean-up; return how many."""
+    if not types:
+        return 0
+    column = tx.t.task.c
+    query = select(column.id).where(
+        column.queue.in_([Queue.DELETE.value, Queue.PROBATION.value]),
+        column.mark == Mark.DELETE.value,
+        column.type.in_(types),
+    )
+    ids = list(tx.execute(query.limit(limit).with_for_update(skip_locked=True)).scalars())
+    if ids:
+        tx.execute(delete(tx.t.task).where(column.id.in_(ids), column.mark == Mark.DELETE.value))
+    return len(ids)
+
+
+def owned(tx: Tx, node_id: UUID) -> list[Row[Any]]:
+    """Return (id, fence) of every task that the database says this node runs."""
+    column = tx.t.task.c
+    return list(tx.execute(select(column.id, column.fence).where(column.node_id == node_id)).all())
+
+
+def marked(tx: Tx, node_id: UUID) -> list[Row[Any]]:
+    """Return (id, fence, mark) of the running tasks of a node that somebody wants stopped."""
+    column = tx.t.task.c
+    wanted = column.mark.in_([Mark.PAUSE.value, Mark.CANCEL.value, Mark.DELETE.value])
+    query = select(column.id, column.fence, column.mark).where(column.node_id == node_id, wanted)
+    return list(tx.execute(query.where(column.stage == Stage.RUNNING.value)).all())
+
+
+# --- taking over
+
+_TAKEN = "id stage mark losses max_losses on_node_loss errors attempt".split()  # noqa: SIM905
+
+
+def take_over(tx: Tx, node_id: UUID, node_name: str, fence: UUID, limit: int = LOST_BATCH) -> list[UUID]:
+    """Apply `sys_pause` on behalf of a lost node to some of its tasks, with a new fence; return their ids."""
+    return _let_go(tx, _owned_by(tx, node_id).limit(limit), fence, node_name)
+
+
+def release(tx: Tx, node_id: UUID, claims: Sequence[tuple[UUID, UUID]], fence: UUID) -> list[UUID]:
+    """Let go of tasks (id, fence) that the database says this node runs, but of which it knows nothing."""
+    column = tx.t.task.c
+    mine = or_(*((column.id == task_id) & (column.fence == held) for task_id, held in claims))
+    return _let_go(tx, _owned_by(tx, node_id).where(mine), fence, None)
+
+
+def release_fences(tx: Tx, node_id: UUID, fences: Sequence[UUID], fence: UUID) -> list[UUID]:
+    """Let go of what was claimed with these fences: the replies of those claims were lost."""
+    return _let_go(tx, _owned_by(tx, node_id).where(tx.t.task.c.fence.in_(fences)), fence, None)
+
+
+def reload(tx: Tx, task_id: UUID, fence: UUID) -> Row[Any] | None:
+    """Return a claimed task's row as it is now, or None if the claim does not stand."""
+    column = tx.t.task.c
+    query = select(*(column[name] for name in _CLAIMED)).where(column.id == task_id, column.fence == fence)
+    return tx.execute(query.where(column.stage.in_([stage.value for stage in OWNED]))).one_or_none()
+
+
+def _owned_by(tx: Tx, node_id: UUID) -> Select[Any]:
+    column = tx.t.task.c
+    stages = [stage.value for stage in OWNED]
+    return (
+        select(*(column[name] for name in _TAKEN))
+        .where(column.node_id == node_id, column.stage.in_(stages))
+        .order_by(column.id)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _let_go(tx: Tx, query: Select[Any], fence: UUID, lost_node: str | None) -> list[UUID]:
+    """Apply `sys_pause`, or `task_failed` to what must not go on, to locked rows, computed from the rows themselves."""
+    rows = tx.execute(query).all()
+    groups: dict[tuple[Any, ...], list[Row[Any]]] = {}
+    for row in rows:
+        verdict = _verdict(row, lost_node)
+        groups.setdefault((Status(Stage(row.stage), Mark(row.mark)), *verdict), []).append(row)
+    for (status, event, kind), some in groups.items():
+        _let_go_of(tx, status, event, kind, some, fence, lost_node)
+    return [row.id for row in rows]
+
+
+def _verdict(row: Row[Any], lost_node: str | None) -> tuple[Event, str | None]:
+    if lost_node is None:
+        return Event.SYS_PAUSE, None
+    if row.on_node_loss == "fail" and row.stage == Stage.RUNNING.value:
+        return Event.TASK_FAILED, NODE_LOST
+    if row.max_losses is not None and row.losses + 1 >= row.max_losses:
+        return Event.TASK_FAILED, CRASH_LOOP
+    return Event.SYS_PAUSE, None
+
+
+def _let_go_of(
+    tx: Tx, status: Status, event: Event, kind: str | None, rows: Sequence[Row[Any]], fence: UUID, lost_node: str | None
+) -> None:
+    column = tx.t.task.c
+    target = step(status, event)
+    assert target is not None, "a takeover removes nothing"
+    losses = column.losses + (1 if lost_node is not None else 0)
+    deleting = status.stage is Stage.RUNNING and target.mark is Mark.DELETE
+    values: dict[str, Any] = {
+        "stage": target.stage.value,
+        "mark": target.mark.value,
+        "queue": _queue(target, losses),
+        "ready_at": now(),
+        "node_id": None,
+        "fence": fence,
+        "losses": losses,
+        "attempt": 1 if deleting else column.attempt,
+        "note": None if lost_node is None else f"node {lost_node} was lost",
+    }
+    if target.stage in ENDED:
+        values |= {"done_at": now(), "purge_at": after(column.keep), "held_key": None}
+    for ids, errors in _errors(status, target, kind, rows, lost_node):
+        written = values if errors is None else values | {"errors": errors}
+        # MariaDB computes assignments one after the other: `queue` must read the losses as they were.
+        ordered = sorted(written.items(), key=lambda item: item[0] != "queue")
+        tx.execute(update(tx.t.task).where(column.id.in_(ids)).ordered_values(*ordered))
+
+
+def _queue(target: Status, losses: Any) -> Any:
+    queue = queue_of(target)
+    if queue is None:
+        return null()
+    return case((losses >= PROBATION_LOSSES, Queue.PROBATION.value), else_=queue.value)
+
+
+def _errors(
+    status: Status, target: Status, kind: str | None, rows: Sequence[Row[Any]], lost_node: str | None
+) -> list[tuple[list[UUID], str | None]]:
+    """Return the rows' ids with the errors to store; one by one where these differ."""
+    if kind is not None:
+        return [([row.id], _lost_errors(row, kind, lost_node)) for row in rows]
+    if status.mark is Mark.CANCEL and target.stage is Stage.FAILED:
+        return [([row.id], cancelled_errors(row.errors, row.attempt)) for row in rows]
+    return [([row.id for row in rows], None)]
+
+
+def _lost_errors(row: Row[Any], kind: str, lost_node: str | None) -> str:
+    reasons = {
+        CRASH_LOOP: f"crash loop: {row.losses + 1} nodes were lost while they ran this task, the last one {lost_node}, "
+        "without a report in between; it may be what kills them. Run it again when that is mended",
+        NODE_LOST: f"node {lost_node} was lost while it ran this task, whose type is registered with on_node_loss='fail'",
+    }
+    entry = failure(kind, reasons[kind], attempt=row.attempt, node=lost_node)
+    return json.dumps(appended(json.loads(row.errors) if row.errors else [], entry))
+
+
+# --- retention
+
+
+def purge(tx: Tx, limit: int = REMOVAL_BATCH) -> int:
+    """Apply `user_delete` to ended tasks that were kept long enough; return how many."""
+    column = tx.t.task.c
+    query = select(*locked_columns(tx)).where(column.purge_at <= now()).order_by(column.purge_at).limit(limit)
+    rows = tx.execute(query.with_for_update(skip_locked=True)).all()
+    change(tx, Wish(Event.USER_DELETE), rows)
+    return len(rows)

@@ -1,0 +1,255 @@
+"""The one place where a transaction begins: `Database(...).run(function, *args)`."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, Executable, create_engine, event, exc
+from sqlalchemy.engine import CursorResult, make_url
+from sqlalchemy.engine.url import URL
+from sqlalchemy.orm import Session
+
+from pyasync.errors import BadArgument, DatabaseUnavailable, ForkedProcess, TransactionDoomed
+from pyasync.store.dialects import Dialect, dialect_for, original
+from pyasync.store.tables import Tables, tables
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql", "sqlite": "pysqlite"}
+"""The driver that we use on each database."""
+
+POOL_SIZE = 4
+PATIENCE = 10.0
+"""Seconds for which transient errors are met by beginning again."""
+FIRST_DELAY, LONGEST_DELAY = 0.01, 1.0
+CONNECT_TIMEOUT = 5
+
+
+class Tx:
+    """A transaction as store functions see it: a connection, our tables, and what the database can do."""
+
+    __slots__ = ("connection", "dialect", "schema", "t")
+
+    def __init__(self, connection: Connection, dialect: Dialect, schema: str | None) -> None:
+        self.connection = connection
+        self.dialect = dialect
+        self.schema = schema
+        self.t: Tables = tables(schema)
+
+    def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        """Run a statement."""
+        return self.connection.execute(statement, parameters)  # type: ignore[return-value]
+
+
+class Bounds(Protocol):
+    """The settings that a database goes by."""
+
+    @property
+    def schema(self) -> str | None: ...  # noqa: D102
+    @property
+    def lease(self) -> float: ...  # noqa: D102
+    @property
+    def database_timeout(self) -> float: ...  # noqa: D102
+    @property
+    def pooled(self) -> bool: ...  # noqa: D102
+
+
+class Database:
+    """A system's database, reached by a pool of our own, so that our session settings never reach the host's transactions."""
+
+    def __init__(self, database: Any, bounds: Bounds, *, survives_fork: bool = False) -> None:
+        self.engine = _own_engine(database)
+        self.url = self.engine.url
+        self.dialect = dialect_for(self.engine.dialect.name)
+        if bounds.schema and not self.dialect.has_schemas:
+            raise BadArgument(f"{self.dialect.name} has no schemas: leave the setting 'schema' out")
+        self.schema = bounds.schema
+        self._bounds = bounds
+        self._places = threading.BoundedSemaphore(POOL_SIZE)
+        self._pid = os.getpid()
+        self._survives_fork = survives_fork
+        self._failures: dict[Connection, list[BaseException]] = {}
+        event.listen(self.engine, "connect", self._prepare)
+        event.listen(self.engine, "handle_error", self._note_failure)
+
+    def run(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `fn(tx, ...)` in a transaction of its own and commit; transient errors begin it again for a few seconds.
+
+        Raises DatabaseUnavailable if it could not be reached in that time.
+        """
+        return self._again(PATIENCE, self.transaction, lambda tx: fn(tx, *args, **kwargs))
+
+    def once(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `fn(tx, ...)` in a transaction of its own and commit; whatever goes wrong is the caller's."""
+        with self.transaction() as tx:
+            return fn(tx, *args, **kwargs)
+
+    def single(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `fn(tx, ...)`, each of whose statements stands alone: it saves the round trips of a transaction."""
+        return self._again(PATIENCE, self.autocommit, lambda tx: fn(tx, *args, **kwargs))
+
+    def attempt_single(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `fn(tx, ...)` as `single` does, but once; whatever goes wrong is the caller's."""
+        with self.autocommit() as tx:
+            return fn(tx, *args, **kwargs)
+
+    def _again(self, patience: float, opener: Callable[[], AbstractContextManager[Tx]], fn: Callable[[Tx], R]) -> R:
+        until, delay = time.monotonic() + patience, FIRST_DELAY
+        while True:
+            try:
+                with opener() as tx:
+                    return fn(tx)
+            except Exception as error:
+                if not self.is_transient(error):
+                    raise
+                if time.monotonic() + delay > until:
+                    raise self._unavailable(error) from error
+            time.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(LONGEST_DELAY, delay * 2)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Tx]:
+        """Begin a transaction of our own; commit it at the end, or roll back."""
+        with self._connection() as connection, connection.begin():
+            self.dialect.begin(connection, write=True)
+            if self._bounds.pooled:
+                self.dialect.localize(connection, deadline=self._bounds.database_timeout, idle=self._bounds.lease)
+            yield Tx(connection, self.dialect, self.schema)
+
+    @contextmanager
+    def autocommit(self) -> Iterator[Tx]:
+        """Open a connection on which each statement commits by itself."""
+        with self._connection() as connection, self.dialect.autocommit(connection):
+            yield Tx(connection, self.dialect, self.schema)
+
+    @contextmanager
+    def guarded(self) -> Iterator[Tx]:
+        """Begin a transaction for a user's statements: one that failed, even if its error was swallowed, dooms it.
+
+        Raises TransactionDoomed instead of committing: PostgreSQL would commit nothing without saying so, and MariaDB
+        would commit half after a deadlock or a lock timeout.
+        """
+        with self.transaction() as tx:
+            failures = self._failures[tx.connection] = []
+            try:
+                yield tx
+            finally:
+                del self._failures[tx.connection]
+            if failures:
+                raise self._doomed(failures[0])
+
+    def bind(self, connection: Any) -> Tx:
+        """Return a caller's Connection or Session as a transaction that the caller commits."""
+        if isinstance(connection, Session):
+            connection = connection.connection()
+        if not isinstance(connection, Connection):
+            raise BadArgument(
+                f"connection= takes a SQLAlchemy Connection or Session, not {type(connection).__name__}; "
+                "pass an AsyncConnection or AsyncSession to the verbs of pyasync.aio"
+            )
+        if dialect_for(connection.dialect.name).name != self.dialect.name:
+            raise BadArgument(f"connection= is on {connection.dialect.name}, but this system is on {self.dialect.name}")
+        return Tx(connection, self.dialect, self.schema)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Tell whether an error goes away by itself: a lost connection, a deadlock, a restart of the database."""
+        if isinstance(error, TransactionDoomed):
+            cause = error.__cause__
+            return cause is not None and _of_driver(cause) and self.dialect.is_transient(cause)
+        if isinstance(error, exc.DBAPIError):
+            return error.connection_invalidated or self.dialect.is_transient(original(error))
+        return isinstance(error, exc.TimeoutError) or (_of_driver(error) and self.dialect.is_transient(error))
+
+    def close(self) -> None:
+        """Close the pool's connections."""
+        self.engine.dispose()
+
+    def _prepare(self, dbapi: Any, record: object) -> None:
+        bounds = self._bounds
+        self.dialect.prepare(dbapi, deadline=bounds.database_timeout, idle=bounds.lease, pooled=bounds.pooled)
+
+    def _note_failure(self, context: Any) -> None:
+        failures = self._failures.get(context.connection)
+        if failures is not None:
+            failures.append(context.original_exception)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        if self._pid != os.getpid():
+            self._forked()
+        with self._places, self.engine.connect() as connection:
+            yield connection
+
+    def _forked(self) -> None:
+        """Refuse to share the parent's sockets; what only creates and queries opens connections of its own."""
+        if not self._survives_fork:
+            raise ForkedProcess
+        self.engine.dispose(close=False)
+        self._places, self._pid = threading.BoundedSemaphore(POOL_SIZE), os.getpid()
+
+    def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
+        return DatabaseUnavailable(self.url.render_as_string(hide_password=True), str(original(error)).strip())
+
+    def _doomed(self, failure: BaseException) -> TransactionDoomed:
+        doomed = TransactionDoomed(str(failure).strip())
+        doomed.__cause__ = failure
+        return doomed
+
+
+def _of_driver(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in ("psycopg", "pymysql", "sqlite3")
+
+
+def _own_engine(database: Any) -> Engine:
+    """Return an engine on a pool of our own, from a URL, an Engine or an AsyncEngine."""
+    sync = getattr(database, "sync_engine", database)
+    if isinstance(sync, Engine):
+        return _engine_beside(sync)
+    if isinstance(database, str | URL):
+        return _engine_from(make_url(database))
+    raise BadArgument(f"database is a URL or a SQLAlchemy engine, not {type(database).__name__}")
+
+
+def _engine_beside(engine: Engine) -> Engine:
+    _refuse_memory(engine.url)
+    name = dialect_for(engine.dialect.name).name
+    if engine.dialect.is_async or engine.dialect.driver != DRIVERS[name]:
+        return _engine_from(engine.url)
+    return Engine(engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=True)
+
+
+def _engine_from(url: URL) -> Engine:
+    backend = url.get_backend_name()
+    name = dialect_for(backend).name
+    _refuse_memory(url)
+    if name == "postgresql" and url.query and url.get_driver_name() in ("asyncpg", "pg8000"):
+        raise BadArgument(
+            f"the options of this {url.get_driver_name()} URL mean something else to psycopg: "
+            "pass pyasync a postgresql+psycopg:// URL of its own"
+        )
+    ours = url.set(drivername=f"{backend}+{DRIVERS[name]}")
+    arguments: dict[str, Any] = {} if name == "sqlite" else {"connect_timeout": CONNECT_TIMEOUT}
+    if name == "sqlite":
+        arguments["check_same_thread"] = False
+    if name == "mysql" and "charset" not in url.query:
+        ours = ours.update_query_dict({"charset": "utf8mb4"})
+    return create_engine(
+        ours, pool_size=POOL_SIZE, max_overflow=1, pool_pre_ping=False, connect_args=arguments, hide_parameters=True
+    )
+
+
+def _refuse_memory(url: URL) -> None:
+    if url.get_backend_name() != "sqlite":
+        return
+    if url.database in (None, "", ":memory:") or "mode" in url.query or str(url.database).startswith("file::memory:"):
+        raise BadArgument(
+            "a SQLite database in memory belongs to one connection: tasks need one that outlives it. "
+            "Use a file, such as sqlite:///tasks.db"
+        )

@@ -1,0 +1,520 @@
+"""Tasks as people see them: create, find, count, and the users' verbs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Executable,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from pyasync.domain.failures import CANCELLED, appended, failure
+from pyasync.domain.queues import PROBATION_LOSSES, Queue, queue_of
+from pyasync.domain.reasons import Facts, NodeFacts
+from pyasync.domain.states import ENDED, OWNED, Event, Mark, Stage, State, Status
+from pyasync.domain.task import Task
+from pyasync.domain.transitions import FAILED, INIT, PENDING, changed_by, state_of, statuses_of, step
+from pyasync.errors import InvalidTransition, KeyTaken, TaskNotFound
+from pyasync.store.database import Tx
+from pyasync.store.dialects import after, now
+from pyasync.store.types import Real
+
+BATCH = 1_000
+KEY_TRIES = 5
+
+# --- create
+
+
+def create(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[UUID]:
+    """Insert tasks in one statement; return an id for each, that of the existing task where its id or key was taken.
+
+    A row has the columns' values, and `auto_run`, `run_at` and `delay` for when it may run.
+    """
+    ids = [row["id"] for row in rows]
+    missing = list(rows)
+    for _ in range(KEY_TRIES):
+        _insert(tx, missing)
+        holders = _holders(tx, [row for row in missing if row["key_name"] is not None])
+        missing = [row for row in missing if row["key_name"] is not None and _key(row) not in holders]
+        ids = [holders.get(_key(row), known) for row, known in zip(rows, ids, strict=True)]
+        if not missing:  # else the holder of a key ended between our two statements
+            return ids
+    raise KeyTaken(missing[0]["id"], missing[0]["key_name"], None)
+
+
+def _insert(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
+    plain = [row for row in rows if row["auto_run"] and row["run_at"] is None and row["delay"] is None]
+    timed = [row for row in rows if row["auto_run"] and not (row["run_at"] is None and row["delay"] is None)]
+    idle = [row for row in rows if not row["auto_run"]]
+    for kind, some in (("plain", plain), ("timed", timed), ("idle", idle)):
+        if some:
+            parameters = [{name: value for name, value in row.items() if name != "auto_run"} for row in some]
+            if kind == "plain":
+                parameters = [{n: v for n, v in row.items() if n not in ("run_at", "delay")} for row in parameters]
+            tx.execute(_insertion(tx.dialect.name, tx.schema, kind), parameters)
+
+
+@lru_cache
+def _insertion(dialect: str, schema: str | None, kind: str) -> Executable:
+    from pyasync.store.tables import tables
+
+    table = tables(schema).task
+    status = INIT if kind == "idle" else PENDING
+    values: dict[str, Any] = {name: bindparam(name, type_=table.c[name].type) for name in _GIVEN}
+    values |= {"stage": status.stage.value, "mark": status.mark.value, "created_at": now(), "ready_at": now()}
+    values |= {"epoch": 0, "seq": 0, "attempt": 1, "losses": 0, "version": 0, "on_node_loss": "resume"}
+    values["queue"] = Queue.RUN.value if kind == "plain" else null()
+    if kind != "plain":
+        values["run_at"] = func.coalesce(
+            bindparam("run_at", type_=table.c.run_at.type), after(bindparam("delay", type_=Real))
+        )
+    if kind == "timed":
+        waits = values["run_at"] > now()
+        values |= {
+            "queue": case((waits, null()), else_=Queue.RUN.value),
+            "due_at": case((waits, values["run_at"]), else_=null()),
+        }
+    return _or_nothing(dialect, table, values)
+
+
+_GIVEN = (
+    "id type user_name group_name rank arguments retry timeout keep key_name held_key headers".split()  # noqa: SIM905
+)
+
+
+def insert_or_nothing(tx: Tx, table: Any, values: dict[str, Any]) -> None:
+    """Insert a row unless its key is taken."""
+    tx.execute(_or_nothing(tx.dialect.name, table, values))
+
+
+def _or_nothing(dialect: str, table: Any, values: dict[str, Any]) -> Executable:
+    first = next(iter(table.c))
+    if dialect == "postgresql":
+        return postgresql.insert(table).values(values).on_conflict_do_nothing()
+    if dialect == "sqlite":
+        return sqlite.insert(table).values(values).on_conflict_do_nothing()
+    return mysql.insert(table).values(values).on_duplicate_key_update({first.name: first})
+
+
+_Key = tuple[str, str, str]
+
+
+def _key(row: dict[str, Any]) -> _Key:
+    return (row["user_name"], row["type"], row["key_name"])
+
+
+def _holders(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[_Key, UUID]:
+    """Find who holds the keys, reading what is committed now even inside a caller's repeatable read."""
+    if not rows:
+        return {}
+    column = tx.t.task.c
+    found = tx.execute(
+        select(column.id, column.user_name, column.type, column.held_key)
+        .where(column.held_key.in_({row["key_name"] for row in rows}))
+        .where(column.user_name.in_({row["user_name"] for row in rows}))
+        .where(column.type.in_({row["type"] for row in rows}))
+        .with_for_update(read=True)
+    )
+    return {(row.user_name, row.type, row.held_key): row.id for row in found}
+
+
+def known_types(tx: Tx, types: Iterable[str]) -> set[str]:
+    """Return those of the types that some node of this system has ever registered."""
+    column = tx.t.type.c.type
+    return set(tx.execute(select(column).where(column.in_(set(types)))).scalars())
+
+
+# --- find
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which tasks; what is None does not restrict."""
+
+    user: str | None = None
+    group: str | None = None
+    types: tuple[str, ...] | None = None
+    states: tuple[State, ...] | None = None
+    ids: tuple[UUID, ...] | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    done_after: datetime | None = None
+    done_before: datetime | None = None
+    include_deleting: bool = False
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing restricts it."""
+        return self == Filter(include_deleting=self.include_deleting)
+
+
+def get(tx: Tx, task_id: UUID, *, user: str | None = None, include_deleting: bool = False) -> Task:
+    """Return one task. Raises TaskNotFound."""
+    column = tx.t.task.c
+    row = tx.execute(_columns(tx).where(column.id == task_id, *_owned_by(tx, user))).one_or_none()
+    task = None if row is None else as_task(row)
+    if task is None or (task.state is State.DELETING and not include_deleting):
+        raise TaskNotFound(task_id)
+    return task
+
+
+def find(tx: Tx, wanted: Filter, *, offset: int, limit: int, after: UUID | None) -> list[Task]:
+    """Return tasks, newest first; `after` is the last one of the page before."""
+    column = tx.t.task.c
+    query = _columns(tx).where(*_conditions(tx, wanted))
+    if after is not None:
+        query = query.where(_older_than(tx, after))
+    query = query.order_by(column.created_at.desc(), column.id.desc()).offset(offset or None).limit(limit)
+    return [as_task(row) for row in tx.execute(query)]
+
+
+def _older_than(tx: Tx, task_id: UUID) -> ColumnElement[bool]:
+    column = tx.t.task.c
+    last = tx.execute(select(column.created_at).where(column.id == task_id)).scalar_one_or_none()
+    if last is None:
+        raise TaskNotFound(task_id)
+    return or_(column.created_at < last, and_(column.created_at == last, column.id < task_id))
+
+
+def count(tx: Tx, wanted: Filter) -> dict[State, int]:
+    """Count tasks by what people see of them."""
+    column = tx.t.task.c
+    query = select(column.stage, column.mark, func.count()).where(*_conditions(tx, wanted)).group_by(column.stage, column.mark)
+    counted: dict[State, int] = {}
+    for stage, mark, number in tx.execute(query):
+        state = state_of(Status(Stage(stage), Mark(mark)))
+        counted[state] = counted.get(state, 0) + number
+    return counted
+
+
+def with_prefix(tx: Tx, prefix: str, limit: int = 2) -> list[UUID]:
+    """Return ids that begin with these hexadecimal digits."""
+    low, high = UUID(hex=prefix.ljust(32, "0")), UUID(hex=prefix.ljust(32, "f"))
+    column = tx.t.task.c.id
+    return list(tx.execute(select(column).where(column.between(low, high)).order_by(column).limit(limit)).scalars())
+
+
+def _conditions(tx: Tx, wanted: Filter) -> list[ColumnElement[bool]]:
+    column = tx.t.task.c
+    equal = [(column.user_name, wanted.user), (column.group_name, wanted.group)]
+    among: list[tuple[Any, Any]] = [(column.type, wanted.types), (column.id, wanted.ids)]
+    conditions = [one == value for one, value in equal if value is not None]
+    conditions += [one.in_(values) for one, values in among if values is not None]
+    bounds = [
+        (wanted.created_after, column.created_at.__gt__),
+        (wanted.created_before, column.created_at.__lt__),
+        (wanted.done_after, column.done_at.__gt__),
+        (wanted.done_before, column.done_at.__lt__),
+    ]
+    conditions += [compare(value) for value, compare in bounds if value is not None]
+    return [*conditions, *_in_states(tx, wanted)]
+
+
+def _in_states(tx: Tx, wanted: Filter) -> list[ColumnElement[bool]]:
+    if wanted.states is None and wanted.include_deleting:
+        return []
+    shown = [state for state in State if state is not State.DELETING or wanted.include_deleting]
+    chosen = shown if wanted.states is None else wanted.states
+    return [_is_one_of(tx, [status for state in chosen for status in statuses_of(state)])]
+
+
+def _is_one_of(tx: Tx, statuses: Iterable[Status]) -> ColumnElement[bool]:
+    column = tx.t.task.c
+    marks: dict[Stage, list[str]] = {}
+    for status in statuses:
+        marks.setdefault(status.stage, []).append(status.mark.value)
+    return or_(
+        *(and_(column.stage == stage.value, column.mark.in_(some)) for stage, some in marks.items()), literal(1) == 0
+    )
+
+
+def _owned_by(tx: Tx, user: str | None) -> list[ColumnElement[bool]]:
+    return [] if user is None else [tx.t.task.c.user_name == user]
+
+
+_SHOWN = (
+    "id type user_name group_name stage mark arguments context progress message result errors attempt epoch seq "  # noqa: SIM905
+    "node_id rank key_name run_at created_at started_at done_at version headers"
+).split()
+
+
+def _columns(tx: Tx) -> Select[Any]:
+    return select(*(tx.t.task.c[name] for name in _SHOWN))
+
+
+def as_task(row: Row[Any]) -> Task:
+    """Return a row as people see it."""
+    status = Status(Stage(row.stage), Mark(row.mark))
+    errors = json.loads(row.errors) if row.errors else []
+    arguments = json.loads(row.arguments)
+    return Task(
+        id=row.id,
+        type=row.type,
+        user=row.user_name,
+        group=row.group_name,
+        state=state_of(status),
+        arguments=arguments,
+        context=arguments if row.context is None else json.loads(row.context),
+        progress=row.progress,
+        message=row.message,
+        result=None if row.result is None else json.loads(row.result),
+        error=errors[-1]["message"] if errors and status.stage is not Stage.FINISHED else None,
+        errors=errors,
+        attempt=row.attempt,
+        epoch=row.epoch,
+        seq=row.seq,
+        node=row.node_id,
+        priority=-row.rank,
+        key=row.key_name,
+        run_at=row.run_at,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        done_at=row.done_at,
+        version=row.version,
+        headers=json.loads(row.headers) if row.headers else {},
+        status=status,
+    )
+
+
+def facts(tx: Tx, task_id: UUID, *, user: str | None = None) -> Facts:
+    """Return what says why a task is not running. Raises TaskNotFound."""
+    column, node = tx.t.task.c, tx.t.node.c
+    more = (column.due_at, column.queue, column.note, now().label("now"))
+    row = tx.execute(_columns(tx).add_columns(*more).where(column.id == task_id, *_owned_by(tx, user))).one_or_none()
+    if row is None:
+        raise TaskNotFound(task_id)
+    held = select(column.node_id, func.count()).where(column.node_id.is_not(None)).group_by(column.node_id)
+    running = {node_id: number for node_id, number in tx.execute(held)}
+    query = select(node.id, node.name, node.types, node.slots, node.draining, node.beat_at, node.lease)
+    nodes = [
+        NodeFacts(
+            id=each.id,
+            name=each.name,
+            types=json.loads(each.types),
+            running=running.get(each.id, 0),
+            slots=each.slots,
+            draining=each.draining,
+            silent=(row.now - each.beat_at).total_seconds() > each.lease,
+        )
+        for each in tx.execute(query.where(node.lost.is_(False)))
+    ]
+    return Facts(as_task(row), row.due_at, row.queue, row.note, row.now, nodes)
+
+
+# --- the users' verbs
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user wants of a task: an event of the table, and how `user_run` is meant."""
+
+    event: Event
+    now: bool = False
+    restart: bool = False
+
+
+def locked_columns(tx: Tx) -> list[Any]:
+    """Return the columns that a user's verb decides by."""
+    return [tx.t.task.c[name] for name in _LOCKED]
+
+
+_LOCKED = "id stage mark losses errors attempt user_name type key_name due_at".split()  # noqa: SIM905
+
+
+def mark(tx: Tx, task_id: UUID, wish: Wish, *, user: str | None = None) -> None:
+    """Apply a user's wish to one task. Raises TaskNotFound, InvalidTransition, KeyTaken."""
+    row = lock(tx, task_id, user=user)
+    status = Status(Stage(row.stage), Mark(row.mark))
+    target = step(status, wish.event, task_id)
+    if wish.restart and target is not None and target.stage in OWNED:
+        raise InvalidTransition(task_id, row.stage, row.mark, "user_run(restart=True)")
+    change(tx, wish, [row])
+
+
+def mark_all(tx: Tx, wanted: Filter, wish: Wish, *, after: UUID | None, limit: int = BATCH) -> tuple[int, UUID | None]:
+    """Apply a user's wish to the next tasks in id order, leaving out those whose status forbids it.
+
+    Returns how many were changed, and the last id, or None when there are no more.
+    """
+    column = tx.t.task.c
+    query = (
+        select(*locked_columns(tx))
+        .where(*_conditions(tx, wanted), _is_one_of(tx, changed_by(wish.event)))
+        .order_by(column.id)
+        .limit(limit)
+    )
+    if after is not None:
+        query = query.where(column.id > after)
+    rows = _locking(tx, query)
+    rows = [row for row in rows if not _key_is_taken(tx, wish, row)]
+    for row in rows:
+        change(tx, wish, [row]) if row.key_name is not None else None
+    change(tx, wish, [row for row in rows if row.key_name is None])
+    return len(rows), rows[-1].id if len(rows) == limit else None
+
+
+def lock(tx: Tx, task_id: UUID, *, user: str | None = None) -> Row[Any]:
+    """Lock one task's row and return it as it is now, whatever the caller's snapshot shows. Raises TaskNotFound."""
+    column = tx.t.task.c
+    rows = _locking(
+        tx, select(*locked_columns(tx)).where(column.id == task_id, *_owned_by(tx, user))
+    )
+    if not rows:
+        raise TaskNotFound(task_id)
+    return rows[0]
+
+
+def _locking(tx: Tx, query: Select[Any]) -> Sequence[Row[Any]]:
+    if not tx.dialect.skips_locked:
+        # A caller's SQLite transaction may not have begun: only a write makes it begin, and takes the lock.
+        column = tx.t.task.c
+        tx.execute(update(tx.t.task).where(column.id.is_(None)).values(epoch=column.epoch))
+    return tx.execute(query.with_for_update()).all()
+
+
+def change(tx: Tx, wish: Wish, rows: Sequence[Row[Any]]) -> None:
+    """Write what a wish makes of locked rows."""
+    groups: dict[Status, list[Row[Any]]] = {}
+    for row in rows:
+        groups.setdefault(Status(Stage(row.stage), Mark(row.mark)), []).append(row)
+    for status, some in groups.items():
+        _change_group(tx, wish, status, some)
+
+
+def _change_group(tx: Tx, wish: Wish, status: Status, rows: Sequence[Row[Any]]) -> None:
+    target = step(status, wish.event, rows[0].id)
+    column = tx.t.task.c
+    same = and_(column.stage == status.stage.value, column.mark == status.mark.value)
+    if target is None:
+        tx.execute(delete(tx.t.task).where(column.id.in_([row.id for row in rows]), same))
+        return
+    values = _written(tx, wish, status, target)
+    if not values:
+        return
+    if wish.event is Event.USER_CANCEL and target == FAILED:
+        _cancel(tx, rows, values, same)
+        return
+    taking_key = status.stage in ENDED and any(row.key_name is not None for row in rows)
+    change = update(tx.t.task).where(column.id.in_([row.id for row in rows]), same).values(values)
+    if not taking_key:
+        tx.execute(change)
+        return
+    try:
+        with tx.connection.begin_nested():
+            tx.execute(change)
+    except IntegrityError as error:
+        raise KeyTaken(rows[0].id, rows[0].key_name, _holder(tx, rows[0])) from error
+
+
+def _written(tx: Tx, wish: Wish, status: Status, target: Status) -> dict[str, Any]:
+    """Return the columns that a wish changes, given the status before and after it."""
+    column = tx.t.task.c
+    values: dict[str, Any] = {}
+    if target != status:
+        values |= {"stage": target.stage.value, "mark": target.mark.value}
+    if target.stage not in OWNED and target != status:
+        values |= _waiting(tx, target)
+    if wish.event is Event.USER_DELETE and target != status:
+        values |= {"run_at": None, "held_key": None}
+        if target.stage not in OWNED:
+            values |= {"queue": Queue.DELETE.value, "due_at": None, "purge_at": None, "attempt": 1, "losses": 0}
+    if target.stage in ENDED and target != status:
+        values |= {"done_at": now(), "purge_at": after(column.keep), "held_key": None}
+    if wish.event is Event.USER_RUN and target.stage not in OWNED:
+        values |= _run_again(tx, wish, status, target)
+    return values
+
+
+def _waiting(tx: Tx, target: Status) -> dict[str, Any]:
+    """Put a task into the queue of its new status, or take it out; it waits while its run_at lies ahead."""
+    column = tx.t.task.c
+    queue = queue_of(target)
+    if queue is None:
+        return {"queue": None, "due_at": None}
+    ahead = and_(column.run_at.is_not(None), column.run_at > now())
+    tried = (column.losses >= PROBATION_LOSSES, Queue.PROBATION.value)
+    return {
+        "queue": case((ahead, null()), tried, else_=queue.value),
+        "due_at": case((ahead, column.run_at), else_=null()),
+        "ready_at": now(),
+    }
+
+
+def _run_again(tx: Tx, wish: Wish, status: Status, target: Status) -> dict[str, Any]:
+    column = tx.t.task.c
+    values: dict[str, Any] = {}
+    if status.stage in ENDED:
+        values |= {"attempt": 1, "losses": 0, "done_at": None, "purge_at": None, "held_key": column.key_name, "result": None}
+        values |= {"queue": case((column.run_at > now(), null()), else_=Queue.RUN.value)}
+    if wish.now:
+        tried = column.losses >= PROBATION_LOSSES
+        queue = Queue.RUN.value if status.stage in ENDED else case((tried, Queue.PROBATION.value), else_=Queue.RUN.value)
+        values |= {"run_at": None, "due_at": None, "queue": queue, "ready_at": now()}
+    if wish.restart:
+        values |= {"context": None, "progress": None, "message": None, "version": 0}
+    return values
+
+
+def _cancel(tx: Tx, rows: Sequence[Row[Any]], values: dict[str, Any], same: ColumnElement[bool]) -> None:
+    table = tx.t.task
+    key: BindParameter[Any] = bindparam("task_id", type_=table.c.id.type)
+    cancelling = update(table).where(table.c.id == key, same).values(values | {"errors": bindparam("all_errors")})
+    tx.execute(cancelling, [{"task_id": row.id, "all_errors": cancelled_errors(row.errors, row.attempt)} for row in rows])
+
+
+def cancelled_errors(errors: str | None, attempt: int) -> str:
+    """Return a row's errors with the one that says that it was cancelled."""
+    entry = failure(CANCELLED, "cancelled by a user", attempt=attempt)
+    return json.dumps(appended(json.loads(errors) if errors else [], entry))
+
+
+def _key_is_taken(tx: Tx, wish: Wish, row: Row[Any]) -> bool:
+    takes = wish.event is Event.USER_RUN and row.stage in ENDED and row.key_name is not None
+    return takes and _holder(tx, row) is not None
+
+
+def _holder(tx: Tx, row: Row[Any]) -> UUID | None:
+    wanted = {"user_name": row.user_name, "type": row.type, "key_name": row.key_name}
+    return _holders(tx, [wanted]).get(_key(wanted))
+
+
+def move(tx: Tx, task_id: UUID, group: str, *, user: str | None = None) -> None:
+    """Put a task into another group. Raises TaskNotFound."""
+    row = lock(tx, task_id, user=user)
+    if state_of(Status(Stage(row.stage), Mark(row.mark))) is State.DELETING:
+        raise TaskNotFound(task_id)
+    tx.execute(update(tx.t.task).where(tx.t.task.c.id == task_id).values(group_name=group))
+
+
+def remove(tx: Tx, task_id: UUID, *, user: str | None = None) -> None:
+    """Remove the row of a task that no live node runs, without clean-up. Raises TaskNotFound, InvalidTransition."""
+    row = lock(tx, task_id, user=user)
+    column, node = tx.t.task.c, tx.t.node.c
+    live = select(node.id).where(node.lost.is_(False))
+    unowned = or_(column.stage.not_in([stage.value for stage in OWNED]), column.node_id.not_in(live))
+    removed = tx.execute(delete(tx.t.task).where(column.id == task_id, unowned))
+    if removed.rowcount == 0:
+        raise InvalidTransition(task_id, row.stage, row.mark, "user_delete(force=True)")

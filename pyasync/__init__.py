@@ -1,15 +1,15 @@
 """pyasync: durable tasks, coordinated by nothing but your SQL database.
 
-    import pyasync
+import pyasync
 
-    @pyasync.task("count")
-    def count(run):
-        for i in range(run.context["i"], 10):
-            yield {"i": i + 1}          # a commit: wherever the task runs next, it goes on from here
+@pyasync.task("count")
+def count(run):
+    for i in range(run.context["i"], 10):
+        yield {"i": i + 1}          # a commit: wherever the task runs next, it goes on from here
 
-    pyasync.init("sqlite:///tasks.db")
-    pyasync.wait_task(pyasync.create_task("count", {"i": 0}))
-    pyasync.stop()
+pyasync.init("sqlite:///tasks.db")
+pyasync.wait_task(pyasync.create_task("count", {"i": 0}))
+pyasync.stop()
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ R = TypeVar("R")
 class awaitable(Generic[P, R]):  # noqa: N801 - reads as the adjective that it is
     """A verb of Client as one of AsyncClient: the same arguments, awaited."""
 
-    def __init__(self, verb: Callable[Concatenate[Client, P], R]) -> None:
+    def __init__(self, verb: Callable[Concatenate[Any, P], R]) -> None:
         self._verb = verb
         self.__doc__ = verb.__doc__
         self.__wrapped__ = verb
@@ -135,7 +135,7 @@ async def stop(timeout: float | None = None) -> None:
         await anyio.to_thread.run_sync(default.stop, timeout)
 
 
-def verb(method: Callable[Concatenate[AsyncClient, P], R]) -> Callable[P, R]:
+def verb(method: Callable[Concatenate[Any, P], R]) -> Callable[P, R]:
     """Return a method of AsyncClient as a function of the default node or client."""
 
     @wraps(method)
@@ -145,7 +145,7 @@ def verb(method: Callable[Concatenate[AsyncClient, P], R]) -> Callable[P, R]:
     return call
 
 
-def derived(name: str, method: Callable[Concatenate[Client, P], R]) -> Callable[P, Awaitable[R]]:
+def derived(name: str, method: Callable[Concatenate[Any, P], R]) -> Callable[P, Awaitable[R]]:
     """Return a verb of Client as an async function of the default node or client."""
 
     @wraps(method)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, cast
 from uuid import UUID
 
 from pyasync.context import on_event_loop
@@ -34,6 +34,21 @@ PRIORITIES = 1_000_000
 LONGEST_PAGE = 10_000
 FIRST_LOOK, LONGEST_LOOK = 0.005, 0.5
 """Seconds between two looks at a task that is waited for: they grow."""
+
+
+class Selection(TypedDict, total=False):
+    """Which tasks; what is left out, or None, does not restrict. Names are equal byte for byte; lists are alternatives."""
+
+    user: str | None
+    group: str | None
+    types: Sequence[str] | None
+    states: Sequence[State | str] | None
+    ids: Sequence[UUID] | None
+    created_after: datetime | None
+    created_before: datetime | None
+    done_after: datetime | None
+    done_before: datetime | None
+    include_deleting: bool
 
 
 class Client:
@@ -201,7 +216,7 @@ class Client:
 
     # --- change many tasks
 
-    def run_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Any) -> int:
+    def run_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Unpack[Selection]) -> int:
         """Run all tasks that a filter selects and whose status allows it; return how many were changed.
 
         The filter is that of `get_tasks`, without paging; none at all needs `everything=True`. Without `connection`, a
@@ -209,22 +224,22 @@ class Client:
         """
         return self._bulk("run_tasks", Event.USER_RUN, everything, connection, filter, hints.RUN)
 
-    def pause_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Any) -> int:
+    def pause_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Unpack[Selection]) -> int:
         """Pause all tasks that a filter selects; see `run_tasks`."""
         return self._bulk("pause_tasks", Event.USER_PAUSE, everything, connection, filter, hints.MARK)
 
-    def cancel_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Any) -> int:
+    def cancel_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Unpack[Selection]) -> int:
         """Cancel all tasks that a filter selects; see `run_tasks`."""
         return self._bulk("cancel_tasks", Event.USER_CANCEL, everything, connection, filter, hints.MARK)
 
-    def delete_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Any) -> int:
+    def delete_tasks(self, *, everything: bool = False, connection: Any = None, **filter: Unpack[Selection]) -> int:
         """Delete all tasks that a filter selects; see `run_tasks`."""
         return self._bulk("delete_tasks", Event.USER_DELETE, everything, connection, filter, hints.DELETE)
 
     def _bulk(
-        self, verb: str, event: Event, everything: bool, connection: Any, filter: dict[str, Any], hint: str
+        self, verb: str, event: Event, everything: bool, connection: Any, filter: Selection, hint: str
     ) -> int:
-        wanted = as_filter(filter)
+        wanted = as_filter({**filter})
         if wanted.everything and not everything:
             raise BadArgument(f"{verb}() needs a filter, or everything=True for every task of every user")
         total, after = 0, None
@@ -286,9 +301,9 @@ class Client:
             "get_tasks", connection, tasks.find, wanted, offset=offset, limit=limit, after=after, single=True
         )
 
-    def count_tasks(self, *, connection: Any = None, **filter: Any) -> dict[State, int]:
+    def count_tasks(self, *, connection: Any = None, **filter: Unpack[Selection]) -> dict[State, int]:
         """Count tasks by state; the filter is that of `get_tasks`, without paging. States without tasks are left out."""
-        return self._call("count_tasks", connection, tasks.count, as_filter(filter), single=True)
+        return self._call("count_tasks", connection, tasks.count, as_filter({**filter}), single=True)
 
     def find_ids(self, prefix: str, *, limit: int = 2) -> list[UUID]:
         """Return up to `limit` ids that begin with these hexadecimal digits, dashes or not."""

@@ -79,7 +79,7 @@ def stop(timeout: float | None = None) -> None:
     forget()
 
 
-def verb(method: Callable[Concatenate[Client, P], R]) -> Callable[P, R]:
+def verb(method: Callable[Concatenate[Any, P], R]) -> Callable[P, R]:
     """Return a method of Client as a function of the default one."""
 
     @wraps(method)

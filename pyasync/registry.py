@@ -18,6 +18,7 @@ from pyasync.domain.report import Finished, Report
 from pyasync.errors import BadArgument, TypeAlreadyRegistered, TypeNotRegistered
 
 F = TypeVar("F", bound=Callable[..., Any])
+Class = TypeVar("Class", bound=type[Any])
 Lifespan = Callable[[], AbstractContextManager[Any] | AbstractAsyncContextManager[Any]]
 
 
@@ -80,6 +81,26 @@ class RegisteredTask(Generic[F]):
         return cleanup
 
 
+class Decorator:
+    """Registers what it decorates: a class stays what it is, a function can be given a clean-up."""
+
+    def __init__(self, registry: Registry, type: str, options: dict[str, Any]) -> None:
+        self._registry = registry
+        self._type = type
+        self._options = options
+
+    @overload
+    def __call__(self, implementation: Class) -> Class: ...
+    @overload
+    def __call__(self, implementation: F) -> RegisteredTask[F]: ...
+    def __call__(self, implementation: Any) -> Any:
+        """Register an implementation."""
+        self._registry.register_task(self._type, implementation, **self._options)
+        if inspect.isclass(implementation):
+            return implementation
+        return RegisteredTask(self._registry, self._type, implementation)
+
+
 class Registry:
     """The types that a node can run.
 
@@ -92,20 +113,9 @@ class Registry:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[], None]] = []
 
-    @overload
-    def task(self, type: str, **options: Any) -> Callable[[F], RegisteredTask[F]]: ...
-    @overload
-    def task(self, type: str, **options: Any) -> Callable[[type[Any]], type[Any]]: ...
-    def task(self, type: str, **options: Any) -> Callable[..., Any]:
+    def task(self, type: str, **options: Any) -> Decorator:
         """Register what this decorates, a function or a class, as a type. The options are those of `register_task`."""
-
-        def decorate(implementation: Any) -> Any:
-            self.register_task(type, implementation, **options)
-            if inspect.isclass(implementation):
-                return implementation
-            return RegisteredTask(self, type, implementation)
-
-        return decorate
+        return Decorator(self, type, options)
 
     def register_task(
         self,

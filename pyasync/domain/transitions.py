@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
+from uuid import UUID
 
 from pyasync.domain.states import Event, Mark, Stage, State, Status
 from pyasync.errors import InvalidTransition
@@ -90,7 +91,7 @@ _STATES: Final[dict[Status, State]] = {
 # fmt: on
 
 
-def step(status: Status, event: Event, task_id: object = None) -> Status | None:
+def step(status: Status, event: Event, task_id: UUID | None = None) -> Status | None:
     """Return the status after `event`, or None if the row is removed. A no-op returns `status` itself.
 
     Raises InvalidTransition where the table has no cell.

@@ -29,7 +29,13 @@ class Commits:
     """Commits what runs write themselves. `lost` tells a run that its task is no longer its own."""
 
     def __init__(
-        self, *, database: Database, runs: Runs, endings: Endings, lost: Callable[[Execution], None], on_room: Callable[[], None]
+        self,
+        *,
+        database: Database,
+        runs: Runs,
+        endings: Endings,
+        lost: Callable[[Execution], None],
+        on_room: Callable[[], None],
     ) -> None:
         self._database = database
         self._runs = runs

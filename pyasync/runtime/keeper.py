@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 from uuid import UUID
 
 from pyasync.domain.lease import Lease
@@ -19,8 +17,6 @@ from pyasync.store.line import Line, LineLost, open_line
 from pyasync.store.nodes import Beat, Peer
 
 log = logging.getLogger("pyasync.runtime")
-
-REOPEN_FIRST, REOPEN_LONGEST = 0.05, 1.0
 
 
 @dataclass(frozen=True)
@@ -77,13 +73,17 @@ class Keeper(Service):
         self._counter = 0
         self._trusted_until = 0.0
         self._next_beat = 0.0
-        self._reopen_delay = REOPEN_FIRST
-        self._lock = threading.Lock()
 
     @property
     def trusted(self) -> bool:
         """Whether the node may believe that nobody has declared it lost."""
         return boot_clock() < self._trusted_until
+
+    @property
+    def session_key(self) -> str | None:
+        """The name of the lock by which others see that this node's session stands; None: they cannot."""
+        line = self._line
+        return None if line is None else line.key
 
     def beat_soon(self) -> None:
         """Beat at once, to tell others of a change."""
@@ -171,12 +171,9 @@ class Keeper(Service):
         """Join again under a new id: the old one is spent."""
         was, self.node_id = self.node_id, new_id()
         self._joined, self._counter, self._trusted_until, self._next_beat = False, 0, 0.0, 0.0
-        log.warning("this node was declared lost; it joins again", extra={"node_id": str(was), "now": str(self.node_id)})
+        log.warning(
+            "this node was declared lost; it joins again", extra={"node_id": str(was), "now": str(self.node_id)}
+        )
         self._on_lost(was, self.node_id)
         self._drop_line()
         self.wake()
-
-
-def facts(keeper: Keeper) -> dict[str, Any]:
-    """Return what a log line says of a node."""
-    return {"node_id": str(keeper.node_id)}

@@ -104,6 +104,7 @@ class Node(Client):
             database=database,
             settings=settings,
             node_id=lambda: self._keeper.node_id,
+            session_key=lambda: self._keeper.session_key,
             on_released=self._on_released,
         )
         self._commits = Commits(

@@ -17,9 +17,7 @@ class Reconciler:
     def __init__(self) -> None:
         self._strays: dict[tuple[UUID, UUID], int] = {}
 
-    def compare(
-        self, owned: Mapping[UUID, UUID], runs: Runs
-    ) -> tuple[list[tuple[UUID, UUID]], list[Execution]]:
+    def compare(self, owned: Mapping[UUID, UUID], runs: Runs) -> tuple[list[tuple[UUID, UUID]], list[Execution]]:
         """Return the rows (task, fence) that memory does not know, and the runs that the database does not know."""
         before, self._strays = self._strays, {}
         for row in owned.items():

@@ -31,6 +31,8 @@ class Execution:
     stop: Stop | AsyncStop
     deadline: float | None = None
     """On this node's monotonic clock."""
+    run: Any = None
+    """What user code sees; made on the loop."""
     stop_by: float | None = None
     """When, after it was told to stop, it is let go of."""
     let_go: bool = False

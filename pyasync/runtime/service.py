@@ -8,7 +8,7 @@ import threading
 
 log = logging.getLogger("pyasync.runtime")
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 5.0
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 2.0
 
 
 class Service:
@@ -56,7 +56,7 @@ class Service:
             delay = self.tick()
         except Exception:
             self._failures += 1
-            delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+            delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
             level = logging.WARNING if self._failures < 5 else logging.ERROR
             log.log(level, "a round failed; it is tried again", exc_info=True, extra={"service": self.name})
             return delay

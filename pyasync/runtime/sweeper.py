@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 from uuid import UUID
 
 from pyasync.domain.lease import Observation
+from pyasync.domain.suspicion import Look, Suspicions, tick, watched
 from pyasync.ids import new_fence
 from pyasync.runtime.service import Service
 from pyasync.settings import Settings
-from pyasync.store import claims, nodes
+from pyasync.store import claims, nodes, probes
 from pyasync.store.database import Database
 from pyasync.store.nodes import Peer
+from pyasync.store.probes import Probe
 
 log = logging.getLogger("pyasync.runtime")
-
-LOOK = 1.0
-"""Seconds between two looks at the other nodes, at most."""
 
 
 class Sweeper(Service):
@@ -32,9 +31,19 @@ class Sweeper(Service):
     name = "sweeper"
 
     def __init__(
-        self, *, database: Database, settings: Settings, node_id: Callable[[], UUID], on_released: Callable[[], None]
+        self,
+        *,
+        database: Database,
+        settings: Settings,
+        node_id: Callable[[], UUID],
+        session_key: Callable[[], str | None],
+        on_released: Callable[[], None],
     ) -> None:
         super().__init__()
+        self._session_key = session_key
+        self._probe = Probe(database, deadline=max(1.0, settings.lease / 3))
+        self._suspicions = Suspicions()
+        self._watched: list[UUID] = []
         self._database = database
         self._interval = settings.lease
         self._node_id = node_id
@@ -74,12 +83,22 @@ class Sweeper(Service):
             self._sweep()
         return self._next_tick()
 
+    def stop(self, timeout: float | None = None) -> bool:
+        """Stop after the round under way, and close the observer's connection."""
+        stopped = super().stop(timeout)
+        if stopped:
+            self._probe.close()
+        return stopped
+
     def _next_tick(self) -> float:
         sweep = max(0.05, self._next_sweep - time.monotonic())
         if not self._watching:
             return sweep
         shortest = min((peer.lease for peer in self._peers.values()), default=self._interval)
-        return min(sweep, LOOK, shortest / 4) * random.uniform(0.9, 1.0)
+        suspicion = self._suspicions.next_probe(time.monotonic())
+        if suspicion is not None:
+            return min(sweep, suspicion)
+        return min(sweep, tick(len(self._watched)), shortest / 4) * random.uniform(0.9, 1.0)
 
     def _release_strays(self) -> None:
         strays, self._strays = self._strays, []
@@ -89,22 +108,42 @@ class Sweeper(Service):
             self._on_released()
 
     def _judge(self) -> None:
-        """Read the others' counters, and declare those lost that stood still for their lease."""
-        peers = self._database.single(nodes.peers, self._node_id())
-        now = time.monotonic()
+        """Read the others' counters and locks, and declare those lost that are."""
+        asked = time.monotonic()
+        self._peers = {peer.id: peer for peer in self._database.single(nodes.peers, self._node_id())}
+        for peer in self._out_of_lease(asked):
+            self._declare(peer, "its lease ran out")
+        for peer in self._out_of_sight(asked):
+            self._declare(peer, "its connection ended")
+
+    def _out_of_lease(self, now: float) -> list[Peer]:
+        """Return the nodes whose counter stood still for their own lease, under our eyes."""
         before, self._observations = self._observations, {}
-        for peer in peers:
+        for peer in self._peers.values():
             seen = before.get(peer.id, Observation(peer.counter, now, now, 0))
             self._observations[peer.id] = seen.observe(peer.counter, now, peer.lease)
-        self._peers = {peer.id: peer for peer in peers}
-        for peer in peers:
-            if self._observations[peer.id].lost(peer.lease):
-                self._declare(peer, "its lease ran out")
+        return [peer for peer in self._peers.values() if self._observations[peer.id].lost(peer.lease)]
+
+    def _out_of_sight(self, asked: float) -> list[Peer]:
+        """Return the nodes whose session's lock has been free for long enough, after we saw it held."""
+        rows = {peer.id: (peer.counter, peer.session_key) for peer in self._peers.values()}
+        self._watched = watched(self._session_key(), rows)
+        keys = [key for node_id in self._watched if (key := rows[node_id][1]) is not None]
+        held = self._probe.probe(keys) if keys else {}
+        seen = {node_id: rows[node_id] for node_id in self._watched}
+        look = Look(asked, time.monotonic(), self._probe.session, seen, held)
+        return [self._peers[node_id] for node_id in self._suspicions.observe(look)]
 
     def _declare(self, peer: Peer, reason: str) -> None:
-        if self._database.once(nodes.declare_lost, peer):
-            log.warning("a node was declared lost", extra={"lost_node": peer.name, "node_id": str(peer.id), "reason": reason})
-            self._lost.append((peer.id, peer.name))
+        """Declare a node lost, if it is still as it was read."""
+        if not self._database.once(nodes.declare_lost, peer):
+            return
+        log.warning(
+            "a node was declared lost", extra={"lost_node": peer.name, "node_id": str(peer.id), "reason": reason}
+        )
+        if peer.session_key is not None:
+            self._database.single(probes.forget, peer.session_key)
+        self._lost.append((peer.id, peer.name))
 
     def take_over(self, node_id: UUID, name: str) -> int:
         """Take over all tasks of a lost node, and remove its row; return how many."""
@@ -122,5 +161,6 @@ class Sweeper(Service):
             self.take_over(node_id, str(node_id))
         while self._database.once(claims.purge) >= claims.REMOVAL_BATCH:
             pass
+        keys = {peer.session_key for peer in self._peers.values()} | {self._session_key()}
+        self._database.single(probes.sweep, {key for key in keys if key is not None}, self._interval * 4)
         self._next_sweep = time.monotonic() + self._interval * random.uniform(0.9, 1.1)
-

@@ -212,11 +212,33 @@ class MySQL(Dialect):
     kinds = {"id": "varchar(32)", "text": "longtext", "int": "bigint", "real": "double"}
     has_schemas = True
     _transient = frozenset(
-        {1020, 1021, 1040, 1053, 1077, 1079, 1080, 1114, 1205, 1213, 1290, 1836, 1927, 2002, 2003, 2006, 2013, 2055, 4031}
+        {
+            1020,
+            1021,
+            1040,
+            1053,
+            1077,
+            1079,
+            1080,
+            1114,
+            1205,
+            1213,
+            1290,
+            1836,
+            1927,
+            2002,
+            2003,
+            2006,
+            2013,
+            2055,
+            4031,
+        }
     )
 
     def prepare(self, dbapi: Any, *, deadline: float, idle: float, pooled: bool) -> None:
-        dbapi._read_timeout = dbapi._write_timeout = deadline  # PyMySQL takes them at connect only, which was the host's
+        dbapi._read_timeout = dbapi._write_timeout = (
+            deadline  # PyMySQL takes them at connect only, which was the host's
+        )
         cursor = dbapi.cursor()
         cursor.execute("set session transaction isolation level read committed")
         cursor.execute(f"set session innodb_lock_wait_timeout = {max(1, int(deadline / 2))}, time_zone = '+00:00'")
@@ -347,7 +369,9 @@ def original(error: BaseException) -> BaseException:
     return inner if isinstance(inner, BaseException) else error
 
 
-def _bounded_wait(dbapi: Any, deadline: float, gen: Generator[Any, Any, Any], interval: float = 0.1, **more: Any) -> Any:
+def _bounded_wait(
+    dbapi: Any, deadline: float, gen: Generator[Any, Any, Any], interval: float = 0.1, **more: Any
+) -> Any:
     """Wait for the server as psycopg does, but not for ever: keepalives do not notice a hung server behind a live link."""
     from psycopg import waiting
 

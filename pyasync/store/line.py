@@ -28,7 +28,10 @@ HINTS = frozenset({RUN, MARK})
 """Tasks became claimable; marks changed."""
 
 LOOK_INTERVAL = 0.01
-"""Seconds between two looks at a SQLite database."""
+"""Seconds between two looks at a SQLite database.
+
+They cost about 2 % of a core of a small virtual machine, nine tenths of it for waking up; at 20 ms it is half.
+"""
 
 NAME_LIMIT = 63
 """Bytes of an identifier of PostgreSQL's; it cuts off longer ones when listening, and refuses them when notifying."""
@@ -195,7 +198,7 @@ class _MySQLLine(Line):
 
 class _SQLiteLine(Line):
     patience = LOOK_INTERVAL
-    _version: int | None = None
+    _version = 0
 
     def verify(self) -> str | None:
         """Do as others do, and take a new lock file if somebody has removed the old one."""
@@ -204,17 +207,23 @@ class _SQLiteLine(Line):
             self.key = self._link.ask(self._locks.take)
         return self.key
 
+    def _settle(self, tx: Tx) -> None:
+        self._version = self._current()
+
     def _hear(self) -> None:
         """See whether another connection has changed the database: hints of everything that may have happened."""
         try:
-            (version,) = self._link.driver.execute("pragma data_version").fetchone()
+            version = self._current()
         except self._link.Error as error:
             if not self._link.dialect.is_transient(error):
                 self._lose(error)
             return
-        if self._version not in (None, version):
+        if version != self._version:
             self._hints |= HINTS
         self._version = version
+
+    def _current(self) -> int:
+        return int(self._link.driver.execute("pragma data_version").fetchone()[0])
 
 
 _LINES: Mapping[str, type[Line]] = {"postgresql": _PostgreSQLLine, "mysql": _MySQLLine, "sqlite": _SQLiteLine}

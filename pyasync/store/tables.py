@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Index, Integer, MetaData, Table
 
@@ -15,8 +16,8 @@ NAMING = {
     "ck": "%(table_name)s_%(constraint_name)s",
     "pk": "%(table_name)s_pk",
 }
-_MYSQL = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
-_MARIADB = {name.replace("mysql", "mariadb"): value for name, value in _MYSQL.items()}
+_MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_MARIADB: dict[str, Any] = {name.replace("mysql", "mariadb"): value for name, value in _MYSQL.items()}
 
 
 def _one_of(column: str, words: type[Stage] | type[Mark]) -> CheckConstraint:
@@ -40,7 +41,7 @@ def tables(schema: str | None) -> Tables:
     return Tables(schema)
 
 
-def _task(metadata: MetaData) -> Table:
+def _task(metadata: MetaData) -> Table[Any]:
     table = Table(
         "pyasync_task",
         metadata,
@@ -109,7 +110,7 @@ def _partial(name: str, *columns: Column[object], where: Column[object], unique:
     return Index(name, *columns, unique=unique, postgresql_where=set_, sqlite_where=set_)
 
 
-def _node(metadata: MetaData) -> Table:
+def _node(metadata: MetaData) -> Table[Any]:
     return Table(
         "pyasync_node",
         metadata,
@@ -132,7 +133,7 @@ def _node(metadata: MetaData) -> Table:
     )
 
 
-def _type(metadata: MetaData) -> Table:
+def _type(metadata: MetaData) -> Table[Any]:
     return Table(
         "pyasync_type",
         metadata,

@@ -21,7 +21,7 @@ from pyasync.runtime.runs import Execution, Runs
 from pyasync.settings import Settings
 from pyasync.store import claims
 from pyasync.store.claims import Offer, Request
-from pyasync.store.database import Tx
+from pyasync.store.database import Database, Tx
 
 FOLLOW_UP = 0.03
 """Seconds after a wake-up at which to look once more: senders leave out hints that come close to another."""
@@ -71,6 +71,11 @@ class Claimer:
             if full:
                 self._next_full = 0.0
 
+    def look_in(self, seconds: float) -> None:
+        """Look into all the queues when a task's time comes that is known here."""
+        with self._lock:
+            self._next_full = min(self._next_full, time.monotonic() + seconds)
+
     def due_in(self) -> float:
         """Return in how many seconds a look is due."""
         if self.draining:
@@ -93,14 +98,19 @@ class Claimer:
         with self._lock:
             self._wanted |= self._backlog
 
+    def nothing_waits(self, database: Database) -> bool:
+        """Look before taking locks, when no run's end is to be stored with the claim: most polls find nothing."""
+        if self._wanted and database.dialect.skips_locked:
+            return False  # a wake-up: there probably is something, and a look costs a round trip
+        self._begin()  # first: a wake-up from now on asks for another look
+        found, due_in = database.single(claims.waiting, [each.name for each in self.types()])
+        if not found:
+            self.settle(Round(new_fence(), [], full=True, due_in=due_in))
+        return not found
+
     def claim(self, tx: Tx, node_id: UUID, freed: Sequence[Execution]) -> Round:
         """Claim for the slots that are free, counting those of runs whose end this very transaction stores."""
-        now = time.monotonic()
-        with self._lock:
-            self._wanted = False
-            round_ = Round(new_fence(), [], full=now >= self._next_full)
-            if now >= self._next_quick:
-                self._next_quick = float("inf")
+        round_ = Round(new_fence(), [], full=self._begin())
         if round_.full:
             claims.promote(tx)
             self._remove_deleted(tx)
@@ -112,6 +122,15 @@ class Claimer:
         if round_.full:
             round_.due_in = claims.next_due(tx)
         return round_
+
+    def _begin(self) -> bool:
+        """Note that a look begins; return whether it is to go into all the queues."""
+        now = time.monotonic()
+        with self._lock:
+            self._wanted = False
+            if now >= self._next_quick:
+                self._next_quick = float("inf")
+            return now >= self._next_full
 
     def settle(self, done: Round | None) -> None:
         """Plan the next look after a round that was stored; None: it was not, look again."""

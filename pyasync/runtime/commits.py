@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ from pyasync.store.database import Database
 from pyasync.store.writes import Fate, Write, Written
 
 FIRST_DELAY, LONGEST_DELAY = 0.02, 1.0
+
+AT_ONCE = 2
+"""Commits at the same time: fewer than the pool's connections, so that `work` may call verbs that need one of their own."""
 
 
 class _Refused(Exception):
@@ -42,6 +46,7 @@ class Commits:
         self._endings = endings
         self._lost = lost
         self._on_room = on_room
+        self._places = threading.BoundedSemaphore(AT_ONCE)
 
     def commit(self, execution: Execution, report: Any, work: Callable[[Any], Any]) -> Any:
         """Store `work`'s writes and the report, or neither; blocks until that is known. See `Run.commit`."""
@@ -74,7 +79,7 @@ class Commits:
             delay = min(LONGEST_DELAY, delay * 2)
 
     def _once(self, write: Write, work: Callable[[Any], Any]) -> tuple[Any, Written]:
-        with self._database.guarded() as tx:
+        with self._places, self._database.guarded() as tx:
             value = work(tx.connection)
             written = writes.write(tx, [write])[0]
             if written.fate is not Fate.STORED:

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from pyasync.domain.failures import ERROR, appended, failure
-from pyasync.domain.states import Event
+from pyasync.domain.states import Event, Mark
 from pyasync.ids import new_fence
 from pyasync.runtime.claimer import Claimer, Round
 from pyasync.runtime.runs import Execution, Runs
@@ -101,7 +101,7 @@ class Committer(Service):
         """Store one group and claim; return when the next look into the queues is due."""
         group = self._take()
         claiming = self._claimer.due(freeing=any(item.write.event is not None for item in group))
-        if not group and not claiming and not self._doubtful:
+        if not group and not self._doubtful and not (claiming and self._claimer_finds_something()):
             return self._delay()
         try:
             stored = self._database.once(self._round, group, claiming)
@@ -110,6 +110,9 @@ class Committer(Service):
             raise
         self._settle(stored)
         return self._delay()
+
+    def _claimer_finds_something(self) -> bool:
+        return not self._claimer.nothing_waits(self._database)
 
     def idle(self) -> bool:
         """Whether nothing is waiting to be stored."""
@@ -192,6 +195,10 @@ class Committer(Service):
         if item.write.event is not None:
             if self._runs.ended(execution):
                 self._claimer.has_room()
+            if item.write.delay is not None:
+                self._claimer.look_in(item.write.delay)
+            elif written.mark is Mark.DELETE:
+                self._claimer.wake(full=True)
             return
         execution.claim = item.write.claim.after(item.write.claim.seq + 1)
         if written.mark.value in ("pause", "cancel", "delete") and written.mark.value != execution.row.mark:

@@ -109,6 +109,8 @@ class Executor:
                     return None
 
     async def _attempt(self, execution: Execution) -> Outcome:
+        if execution.stop.is_set():
+            return Stopped()
         try:
             execution.run = run = self._run(execution)
         except Exception as error:  # noqa: BLE001 - an upgrade is user code

@@ -157,7 +157,7 @@ class Sweeper(Service):
         return taken
 
     def _sweep(self) -> None:
-        for node_id in self._database.once(nodes.orphaned):
+        for node_id in self._database.single(nodes.orphaned):
             self.take_over(node_id, str(node_id))
         while self._database.once(claims.purge) >= claims.REMOVAL_BATCH:
             pass

@@ -69,7 +69,7 @@ class Watcher(Service):
     def _read_marks(self) -> None:
         self._noticed = False
         self._next_poll = time.monotonic() + self._interval
-        for row in self._database.once(claims.marked, self._node_id()):
+        for row in self._database.single(claims.marked, self._node_id()):
             execution = self._runs.find(row.id, row.fence)
             if execution is not None and not execution.stop.is_set():
                 self._stop_run(execution, row.mark)

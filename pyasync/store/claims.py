@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, case, delete, func, null, or_, select, update
+from sqlalchemy import Row, Select, case, delete, func, literal, null, or_, select, update
 
 from pyasync.domain.failures import CRASH_LOOP, NODE_LOST, appended, failure
 from pyasync.domain.queues import PROBATION_LOSSES, Queue, QueuePolicy, queue_of
@@ -64,6 +64,16 @@ def promote(tx: Tx) -> int:
         values = {"queue": queue, "ready_at": column.due_at, "due_at": None}
         tx.execute(update(tx.t.task).where(column.id.in_(ids)).ordered_values(*values.items()))
     return len(ids)
+
+
+def waiting(tx: Tx, types: Sequence[str]) -> tuple[bool, float | None]:
+    """Look, in one statement that locks nothing, whether tasks of some types may be claimable, and when the next is due."""
+    column = tx.t.task.c
+    queued = select(literal(1)).where(column.queue.in_([queue.value for queue in Queue]), column.type.in_(types)).limit(1)
+    first = select(func.min(column.due_at)).where(column.due_at.is_not(None)).scalar_subquery()
+    row = tx.execute(select(queued.scalar_subquery().label("queued"), first.label("due_at"), now().label("now"))).one()
+    due_in = None if row.due_at is None else (row.due_at - row.now).total_seconds()
+    return row.queued is not None or (due_in is not None and due_in <= 0), due_in
 
 
 def next_due(tx: Tx) -> float | None:

@@ -168,8 +168,10 @@ class Database:
         return isinstance(error, exc.TimeoutError) or (_of_driver(error) and self.dialect.is_transient(error))
 
     def close(self) -> None:
-        """Close the pool's connections."""
+        """Close the pool's connections, and take our listener off the dialect, which an engine of the host's shares."""
         self.engine.dispose()
+        if event.contains(self.engine, "handle_error", self._note_failure):
+            event.remove(self.engine, "handle_error", self._note_failure)
 
     def _prepare(self, dbapi: Any, record: object) -> None:
         bounds = self._bounds

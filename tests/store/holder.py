@@ -117,8 +117,9 @@ def _interrupt(line: Line, database: Database) -> str:
 
 
 def _wait(line: Line, database: Database) -> str:
-    line.wait(0.1)
-    return "waited"
+    began = time.monotonic()
+    line.wait(0.2)
+    return "waited" if time.monotonic() - began >= 0.2 else "woken"
 
 
 Deed = Callable[[Line, Database], str]

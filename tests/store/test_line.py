@@ -24,7 +24,7 @@ from tests.store.holder import Holder
 from tests.waiting import until
 
 DEADLINE = 5.0
-SOON = 0.1  # a wake-up
+SOON = 0.5  # a wake-up takes a few milliseconds, on a machine with nothing else to do
 AT_ONCE = 1.0  # for the end of a session
 LONG = 20.0
 SERVERS = pytest.mark.databases("postgresql", "mariadb", "mysql")
@@ -401,7 +401,7 @@ def test_interrupt_of_a_closed_line_is_harmless(database: Database) -> None:
 
 
 @pytest.mark.databases("postgresql")
-def test_notification_wakes_up_within_a_tenth_of_a_second(database: Database, line: Line) -> None:
+def test_notification_wakes_up_at_once(database: Database, line: Line) -> None:
     database.once(_one)  # not the time to connect
     sent: list[float] = []
 
@@ -515,20 +515,14 @@ def test_line_through_a_pooler_has_no_session_to_rely_on(url: str) -> None:
 # --- forks
 
 
-@pytest.mark.parametrize("deed", ["close", "leave", "interrupt", "reopen"])
-def test_forked_child_does_not_disturb_its_parents_line(url: str, database: Database, deed: str) -> None:
+def test_forked_child_does_not_disturb_its_parents_line(url: str, database: Database) -> None:
     with Holder(url) as holder:
-        assert holder.do(f"fork-{deed}")
+        said = [holder.do(f"fork-{deed}") for deed in ("leave", "close", "use", "interrupt", "reopen")]
 
-        assert holder.do("verify") == f"{holder.key} 1"
+        assert said == ["left", "closed", "ForkedProcess", "interrupted", "reopened"]
         assert holder.do("wait") == "waited"
-        assert _held(database, holder.key) is True
-
-
-def test_forked_child_is_told_that_the_line_is_not_its_own(url: str) -> None:
-    with Holder(url) as holder:
-        assert holder.do("fork-use") == "ForkedProcess"
         assert holder.do("verify") == f"{holder.key} 1"
+        assert _held(database, holder.key) is True
 
 
 def test_lock_does_not_outlive_the_process_in_a_forked_child(sqlite_url: str) -> None:

@@ -1,0 +1,7 @@
+"""The command `pyasync`: `main(["list", "--user", "alice"])` does what it does in a shell, and returns its exit code."""
+
+from __future__ import annotations
+
+from pyasync.cli.program import main
+
+__all__ = ["main"]

@@ -12,12 +12,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, aclosing, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypedDict, Unpack
 from uuid import UUID, uuid4
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.from_thread
@@ -116,12 +117,12 @@ async def adrive(implementation: Any, arguments: Any = None, **options: Unpack[O
 
 
 def drain(node_or_database: Any, timeout: float = 30.0, *, registry: Registry | None = None) -> int:
-    """Block until nothing is left that can run now; return how many tasks have become finished or failed meanwhile.
+    """Block until nothing is left that can run now; return how many tasks have become finished or failed.
 
     Takes a started Node, or what Node takes: then a node runs just for this, with the types of `registry` (default:
-    those of `pyasync.task`). Tasks that the tasks create are run too, and clean-ups. What waits for its time, a retry
-    or `RetryLater` included, is left waiting; `run_task(id, now=True)` makes it due. Tasks of types that the node does
-    not have are left alone.
+    those of `pyasync.task`). Those tasks count that ended since the node was started, or last drained. Tasks that the
+    tasks create are run too, and clean-ups. What waits for its time, a retry or `RetryLater` included, is left waiting;
+    `run_task(id, now=True)` makes it due. Tasks of types that the node does not have are left alone.
 
     Raises TimeoutError, which says why the next task is not running.
     """
@@ -315,48 +316,55 @@ def _transaction(connection: Any) -> AbstractContextManager[Any]:
 # --- drain
 
 
-@dataclass(frozen=True)
-class _Look:
-    """Which tasks a node could run, or runs, at some moment."""
+_counted: WeakKeyDictionary[Node, set[tuple[UUID, int]]] = WeakKeyDictionary()
+"""Task and epoch of the ends that earlier drains of a node have counted.
 
-    node: Node
-
-    def busy(self) -> Task | None:
-        """Return one that runs or could run now, if there is any."""
-        states = [State.PENDING, State.RUNNING, State.CANCELING, State.DELETING]
-        now = datetime.now(UTC)
-        return next((task for task in self._tasks(states) if self._counts(task, now)), None)
-
-    def ended(self) -> set[UUID]:
-        """Return those that are finished or failed."""
-        return {task.id for task in self._tasks([State.FINISHED, State.FAILED])}
-
-    def _tasks(self, states: list[State]) -> Iterator[Task]:
-        only = self.node.settings.types
-        types = [each.name for each in self.node.registry if only is None or each.name in only]
-        after = None
-        while page := self.node.get_tasks(types=types, states=states, include_deleting=True, limit=PAGE, after=after):
-            yield from page
-            after = page[-1].id
-            if len(page) < PAGE:
-                return
-
-    def _counts(self, task: Task, now: datetime) -> bool:
-        if task.status.stage in (Stage.RUNNING, Stage.DELETING):
-            return True
-        groups = self.node.settings.groups
-        return (task.run_at is None or task.run_at <= now) and (groups is None or task.group in groups)
+It may have run a task before it is drained: a count that begins with the call would differ from one time to the next.
+"""
 
 
 def _drained(node: Node, timeout: float) -> int:
-    look, until, pause = _Look(node), time.monotonic() + timeout, FIRST_LOOK
-    before = look.ended()
-    while (task := look.busy()) is not None:
+    until, pause = time.monotonic() + timeout, FIRST_LOOK
+    while (task := _busy(node)) is not None:
         if time.monotonic() > until:
             raise TimeoutError(f"still not drained after {timeout:g} s; {_reason(node, task)}")
         time.sleep(pause)
         pause = min(LONGEST_LOOK, pause * 1.5)
-    return len(look.ended() - before)
+    ended = {(task.id, task.epoch) for task in _found(node, [State.FINISHED, State.FAILED], done_after=_started(node))}
+    new = ended - _counted.get(node, set())
+    _counted[node] = ended
+    return len(new)
+
+
+def _busy(node: Node) -> Task | None:
+    """Return a task that runs, or could run now, if there is any."""
+    now = datetime.now(UTC)
+    states = [State.PENDING, State.RUNNING, State.CANCELING, State.DELETING]
+    return next((task for task in _found(node, states) if _runs(task) or _could_run(node, task, now)), None)
+
+
+def _runs(task: Task) -> bool:
+    return task.status.stage in (Stage.RUNNING, Stage.DELETING)
+
+
+def _could_run(node: Node, task: Task, now: datetime) -> bool:
+    groups = node.settings.groups
+    return (task.run_at is None or task.run_at <= now) and (groups is None or task.group in groups)
+
+
+def _found(node: Node, states: list[State], done_after: datetime | None = None) -> Iterator[Task]:
+    only = node.settings.types
+    types = [each.name for each in node.registry if only is None or each.name in only]
+    find = partial(node.get_tasks, types=types, states=states, done_after=done_after, include_deleting=True, limit=PAGE)
+    page = find()
+    while page:
+        yield from page
+        page = find(after=page[-1].id) if len(page) == PAGE else []
+
+
+def _started(node: Node) -> datetime:
+    """Return when the node drew its id, a UUIDv7."""
+    return datetime.fromtimestamp((node.health().node_id.int >> 80) / 1000, UTC)
 
 
 def _reason(node: Node, task: Task) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from alembic import op
-from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Integer, PrimaryKeyConstraint, inspect, text
+from sqlalchemy import DDL, BigInteger, Boolean, CheckConstraint, Column, Integer, PrimaryKeyConstraint, inspect, text
 from sqlalchemy.schema import SchemaItem
 
 from pyasync.store.types import Contents, Id, Name, Real, Utc, Word
@@ -122,8 +122,10 @@ def _create_type() -> None:
 def _create_table(name: str, *items: SchemaItem, fillfactor: int | None = None) -> None:
     if _has_table(name):
         return
-    storage: dict[str, Any] = {"postgresql_with": {"fillfactor": str(fillfactor)}} if fillfactor else {}
-    op.create_table(name, *items, schema=_schema(), **storage, **_MYSQL, **_MARIADB)
+    table = op.create_table(name, *items, schema=_schema(), **_MYSQL, **_MARIADB)
+    if fillfactor and op.get_context().dialect.name == "postgresql":
+        fill = DDL(f"ALTER TABLE %(fullname)s SET (fillfactor = {fillfactor})")  # type: ignore[no-untyped-call]
+        op.execute(fill.against(table))
 
 
 def _create_index(name: str, table: str, columns: list[str], where: str | None = None, unique: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The command `pyasync`: `main(["list", "--user", "alice"])` does what it does in a shell, and returns its exit code."""
+"""The command `pyasync`: `main(["list", "--user", "ann"])` does what it does in a shell, and returns the exit code."""
 
 from __future__ import annotations
 

@@ -48,10 +48,8 @@ def add_filters(parser: ArgumentParser, *, user: str = "of this user") -> None:
     group.add_argument("--state", metavar="STATE", dest="states", action="extend", type=names, help="in these states")
     for what in ("created", "done"):
         for side in ("after", "before"):
-            group.add_argument(f"--{what}-{side}", metavar="WHEN", type=moment, help=argparse.SUPPRESS)
-    group.add_argument_group("").description = (
-        "  --created-after, --created-before, --done-after, --done-before WHEN: an ISO time, or how long ago (7d)"
-    )
+            help = f"{what} {side} an ISO time, or a time span ago, such as 7d"
+            group.add_argument(f"--{what}-{side}", metavar="WHEN", type=moment, help=help)
 
 
 def filters(args: argparse.Namespace) -> dict[str, Any]:

@@ -159,12 +159,12 @@ class Committer(Service):
 
     def _settle(self, stored: Stored) -> None:
         self._doubtful.clear()
+        if stored.claimed is not None:
+            self._claimer.settle(stored.claimed)  # before the answers, which may ask for another look
         replies = [self._answer(item, written) for item, written in stored.written]
         started = [] if stored.claimed is None else self._claimer.executions(stored.claimed, self._node_id())
         for execution in started:
             self._runs.add(execution)
-        if stored.claimed is not None:
-            self._claimer.settle(stored.claimed)
         calls = [reply for reply in replies if reply is not None]
         if calls or started:
             self._soon(self._deliver, calls, started)

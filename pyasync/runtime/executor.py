@@ -20,7 +20,7 @@ from pyasync import context
 from pyasync.context import AsyncRun, AsyncStop, Run
 from pyasync.domain.contents import decode
 from pyasync.domain.report import Finished, Phase, Report, as_report
-from pyasync.errors import ClaimLost
+from pyasync.errors import RetryLater
 from pyasync.registry import Shape, TaskType, positional
 from pyasync.runtime.endings import Endings, Outcome, Raised, Returned, Stopped, Unreadable
 from pyasync.runtime.runs import Execution, Runs
@@ -30,6 +30,9 @@ log = logging.getLogger("pyasync.task")
 
 Soon = Callable[..., None]
 END = object()
+
+NO_THREAD_DELAY = 1.0
+"""Seconds for which a sync task is given back by a process that cannot have another thread."""
 
 
 class Sink(Protocol):
@@ -60,7 +63,7 @@ class Executor:
         endings: Endings,
         resources: Any,
         commit: Callable[[Execution, Any, Callable[[Any], Any]], Any],
-        reload: Callable[[Execution], Any],
+        reload: Callable[[Execution], None],
         on_room: Callable[[], None],
     ) -> None:
         self._tasks = tasks
@@ -82,14 +85,18 @@ class Executor:
         outcome: Outcome | None = None
         with anyio.CancelScope() as scope:
             execution.cancel = scope.cancel
-            if execution.let_go:
-                scope.cancel()
             outcome = await self._outcome(execution)
         self.left(execution)
-        if outcome is None or execution.let_go or execution.ended:
-            return
+        if outcome is not None and not (execution.let_go or execution.ended):
+            self._end(execution, outcome)
+
+    def _end(self, execution: Execution, outcome: Outcome) -> None:
         execution.ending = True
-        self._sink.submit(execution, self._endings.ending(execution, outcome))
+        try:
+            self._sink.submit(execution, self._endings.ending(execution, outcome))
+        except Exception:  # it would take all the other runs on this loop along
+            log.exception("a run's end cannot be told: it is let go of", extra=facts(execution))
+            self._runs.ended(execution)
 
     def left(self, execution: Execution) -> None:
         """Note that user code of a run has ended."""
@@ -98,25 +105,34 @@ class Executor:
 
     async def _outcome(self, execution: Execution) -> Outcome | None:
         """Run user code to its end; None if there is nothing to write about it."""
-        while True:
+        while not execution.let_go:
             try:
-                return await self._attempt(execution)
+                if execution.stop.is_set():  # before it began
+                    return Stopped()
+                outcome = await self._attempt(execution)
+                execution.ending = True
+                await _until_quiet(execution)
+                return outcome
             except _Lost:
                 return None
             except _Behind:
                 log.error("the database went back in time: the run begins again from its row", extra=facts(execution))
-                if not await anyio.to_thread.run_sync(self._reload, execution):
-                    return None
+                await anyio.to_thread.run_sync(self._reload, execution)
+        return None
 
     async def _attempt(self, execution: Execution) -> Outcome:
         if execution.stop.is_set():
             return Stopped()
         try:
             execution.run = run = self._run(execution)
-        except Exception as error:  # noqa: BLE001 - an upgrade is user code
+        except BaseException as error:  # noqa: BLE001 - an upgrade is user code
             return self._unread(execution, error)
         context.enter(run)
-        thread = None if execution.body.is_async else self._thread(execution)
+        try:
+            thread = None if execution.body.is_async else self._thread(execution)
+        except RuntimeError:
+            log.exception("no thread for a run: it is tried again later", extra=facts(execution))
+            return Raised(RetryLater(NO_THREAD_DELAY))
         try:
             return await self._call(execution, run, thread)
         except (_Lost, _Behind):
@@ -131,10 +147,11 @@ class Executor:
                 thread.end()
 
     def _thread(self, execution: Execution) -> _Thread:
+        thread = _Thread(self._soon, lambda: self.left(execution))
         self._runs.entered(execution)
-        return _Thread(self._soon, lambda: self.left(execution))
+        return thread
 
-    def _unread(self, execution: Execution, error: Exception) -> Outcome:
+    def _unread(self, execution: Execution, error: BaseException) -> Outcome:
         log.warning("a task's context cannot be read", extra=facts(execution), exc_info=error)
         return Unreadable(f"its context (version {execution.row.version}) cannot be read here: {error}")
 
@@ -185,6 +202,15 @@ class Executor:
             await _close(generator, execution)
 
     async def _store(self, execution: Execution, report: Report) -> None:
+        await _begin_writing(execution)
+        try:
+            if execution.let_go:
+                raise _Lost
+            check(await self._answer(execution, self._endings.report(execution, report)))
+        finally:
+            execution.writing.release()
+
+    async def _answer(self, execution: Execution, write: Write) -> Written | Exception:
         stored = anyio.Event()
         answers: list[Any] = []
 
@@ -192,11 +218,20 @@ class Executor:
             answers.append(answer)
             stored.set()
 
-        if execution.let_go:
-            raise _Lost
-        self._sink.submit(execution, self._endings.report(execution, report), reply)
+        self._sink.submit(execution, write, reply)
         await stored.wait()
-        check(answers[0])
+        return answers[0]  # type: ignore[no-any-return]
+
+
+async def _begin_writing(execution: Execution) -> None:
+    """Wait for a `run.commit` that user code has left in the background: two writes at once would pass for one."""
+    if not execution.writing.acquire(blocking=False):
+        await anyio.to_thread.run_sync(execution.writing.acquire)
+
+
+async def _until_quiet(execution: Execution) -> None:
+    await _begin_writing(execution)
+    execution.writing.release()
 
 
 def check(answer: Written | Exception) -> None:
@@ -227,7 +262,9 @@ async def _close(generator: AsyncGenerator[Any, None], execution: Execution) -> 
     with anyio.move_on_after(5.0, shield=True):
         try:
             await generator.aclose()
-        except Exception:
+        except BaseException:
+            if _is_cancelled():
+                raise
             log.exception("closing a task's generator failed", extra=facts(execution))
 
 
@@ -257,6 +294,7 @@ class _Thread:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         inherited = copy_context()
         inherited.run(_outside_of_loops)
+        self._ended = False
         threading.Thread(target=inherited.run, args=(self._work,), name="pyasync-run", daemon=True).start()
 
     async def step(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -139,6 +139,7 @@ class Keeper(Service):
         except Exception:
             self._drop_line()
             raise
+        self._joined = True
         if seen is None:
             self._declared_lost()
             return
@@ -161,7 +162,6 @@ class Keeper(Service):
         beat = replace(self._tell(), counter=self._counter, session_key=key)
         if not self._joined:
             nodes.join(tx, self.node_id, self._name, self._version, self._lease.duration, beat)
-            self._joined = True
         if not nodes.beat(tx, self.node_id, beat):
             return None
         owned = {row.id: row.fence for row in claims.owned(tx, self.node_id)}

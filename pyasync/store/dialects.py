@@ -121,6 +121,13 @@ class Dialect:
         """Run a batch; return the ids of the rows that were written, with the columns `batch.wanted`."""
         raise NotImplementedError
 
+    def _rendered(self, connection: Connection, batch: Batch) -> Any:
+        table = connection.dialect.identifier_preparer.format_table(batch.table)
+        return batch.rendered.setdefault(self.name, self._render(batch, table))
+
+    def _render(self, batch: Batch, table: str) -> Any:
+        raise NotImplementedError
+
     def sql(self, batch: Batch, expression: str, was: str = "task") -> str:
         """Render an expression of a batch."""
         while "{after:" in expression:
@@ -185,13 +192,13 @@ class PostgreSQL(Dialect):
         return str(code).startswith(self._transient)
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
-        sql = batch.rendered.get(self.name) or batch.rendered.setdefault(self.name, self._render(batch))
+        sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
         found = connection.exec_driver_sql(sql, (_document(rows, str),))
         return [(row[0], dict(zip(batch.wanted, row[1:], strict=True))) for row in found]
 
-    def _render(self, batch: Batch) -> str:
+    def _render(self, batch: Batch, table: str) -> str:
         columns = ", ".join(f"{name} {self.kinds[kind]}" for name, kind in batch.columns.items())
-        table, guard = batch.table.fullname, self.sql(batch, batch.guard)
+        guard = self.sql(batch, batch.guard)
         head = (
             f"with v as materialized (select * from json_to_recordset(%s::json) as v({columns})), "
             f"free as materialized (select task.id from {table} task join v on v.id = task.id where {guard} "
@@ -266,7 +273,7 @@ class MySQL(Dialect):
         return code in self._transient
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
-        lock, change = batch.rendered.get(self.name) or batch.rendered.setdefault(self.name, self._render(batch))
+        lock, change = batch.rendered.get(self.name) or self._rendered(connection, batch)
         found = connection.exec_driver_sql(lock, (_document(rows, _hex),)).all()
         locked = {UUID(bytes=bytes(row[0])): dict(zip(batch.wanted, row[1:], strict=True)) for row in found}
         if locked:
@@ -274,9 +281,8 @@ class MySQL(Dialect):
             connection.exec_driver_sql(change, (_document(kept, _hex),))
         return list(locked.items())
 
-    def _render(self, batch: Batch) -> tuple[str, str]:
+    def _render(self, batch: Batch, table: str) -> tuple[str, str]:
         """Lock first, then change what was locked: there is no UPDATE ... RETURNING, and its assignments see each other."""
-        table = batch.table.fullname
         lock = (
             f"select task.id, {', '.join(f'task.{name}' for name in batch.wanted)} from {self._rows(batch.columns)} "
             f"straight_join {table} task on task.id = unhex(v.id) where {self._v(self.sql(batch, batch.guard))} "
@@ -332,18 +338,18 @@ class SQLite(Dialect):
         return code is not None and code & 0xFF in (self._busy, self._locked, self._full, self._protocol)
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
-        sql = batch.rendered.get(self.name) or batch.rendered.setdefault(self.name, self._render(batch))
+        sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
         execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
         found = [execute(sql, _in_bytes(row)).fetchall() for row in rows]
         return [(UUID(bytes=row[0]), dict(zip(batch.wanted, row[1:], strict=True))) for some in found for row in some]
 
-    def _render(self, batch: Batch) -> str:
+    def _render(self, batch: Batch, table: str) -> str:
         where = f"where task.id = :id and {self.sql(batch, batch.guard)}"
         returning = ", ".join(("id", *batch.wanted))
         if batch.assign is None:
-            return f"delete from {batch.table.fullname} as task {where} returning {returning}".replace("v.", ":")
+            return f"delete from {table} as task {where} returning {returning}".replace("v.", ":")
         changes = ", ".join(f"{name} = {self.sql(batch, value)}" for name, value in batch.assign.items())
-        sql = f"update {batch.table.fullname} as task set {changes} {where} returning {returning}"
+        sql = f"update {table} as task set {changes} {where} returning {returning}"
         return sql.replace("v.", ":")
 
 

@@ -120,11 +120,16 @@ def _keep_alive(fileno: int | None) -> None:
     link = socket.socket(fileno=fileno)
     try:
         if link.family in (socket.AF_INET, socket.AF_INET6):
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name in KEEPALIVE.keys() & set(dir(socket)):
-                link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), KEEPALIVE[name])
+            _set(link, socket.SOL_SOCKET, "SO_KEEPALIVE", 1)
+            for option, value in KEEPALIVE.items():
+                _set(link, socket.IPPROTO_TCP, option, value)
     finally:
         link.detach()
+
+
+def _set(link: socket.socket, level: int, option: str, value: int) -> None:
+    with suppress(AttributeError, OSError):  # systems differ in the options that they have
+        link.setsockopt(level, getattr(socket, option), value)
 
 
 # --- forks

@@ -18,7 +18,7 @@ Contents = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4", collation="utf8
 Word = String(12).with_variant(mysql.VARCHAR(12, charset="ascii", collation="ascii_bin"), *_MYSQL)
 """A value of one of our enums."""
 
-Real = Double()
+Real: Double[Any] = Double()
 """Seconds, or a fraction."""
 
 

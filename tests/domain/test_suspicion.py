@@ -1,4 +1,4 @@
-"""The observer's rule: only a lock that this very connection has seen held, and then free for a second, tells of death."""
+"""The observer's rule: only a lock that this very connection saw held, and then free for a second, tells of death."""
 
 from __future__ import annotations
 

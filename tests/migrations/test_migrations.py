@@ -383,11 +383,11 @@ def test_the_script_needs_no_database(kind: str) -> None:
 
 
 def test_a_schema_is_a_system_of_its_own(postgresql_url: str) -> None:
-    with opened(postgresql_url, "work") as database, opened(postgresql_url) as other:
+    with opened(postgresql_url, "Work") as database, opened(postgresql_url) as other:
         schema.upgrade(database)
 
         schema.check(database)
-        assert table_names(postgresql_url, "work") == TABLES
+        assert table_names(postgresql_url, "Work") == TABLES
         with pytest.raises(SchemaOutdated):
             schema.check(other)
 
@@ -408,9 +408,9 @@ def test_a_schema_that_is_there_needs_no_right_to_create_one(url: str, admin_url
 
 
 def test_the_script_creates_the_schema(postgresql_url: str) -> None:
-    run_by_hand(postgresql_url, schema.sql(postgresql_url, "work"))
+    run_by_hand(postgresql_url, schema.sql(postgresql_url, "Work"))
 
-    with opened(postgresql_url, "work") as database:
+    with opened(postgresql_url, "Work") as database:
         schema.check(database)
 
 

@@ -61,10 +61,15 @@ class Holder:
 def main(url: str) -> None:
     database = Database(url, Settings())
     line = open_line(database, fast=True, deadline=5.0)
-    print(line.key, flush=True)
+    _say(str(line.key))
     for word in sys.stdin:
         deed, *names = word.split()
-        print(_seen(database, names[0]) if names else _DEEDS[deed](line, database), flush=True)
+        _say(_seen(database, names[0]) if names else _DEEDS[deed](line, database))
+
+
+def _say(what: str) -> None:
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
 
 
 def _seen(database: Database, key: str) -> str:

@@ -243,7 +243,7 @@ def test_file_that_cannot_be_read_is_unknown(sqlite_url: str, monkeypatch: pytes
     with Holder(sqlite_url) as holder:
         for database in _opened(sqlite_url):
             folder = database.once(locks.folder_of)
-            (folder / ("0" * 32)).mkdir()
+            (folder / ("0" * 32)).symlink_to("0" * 32)
 
             assert lockfiles.held(folder, "0" * 32) is None
 
@@ -355,24 +355,20 @@ def test_forget_and_sweep_touch_nothing_but_lock_files(sqlite_url: str, tmp_path
 
 
 def test_sweep_removes_old_files_that_nobody_holds_and_no_row_names(sqlite_url: str) -> None:
-    with (
-        Holder(sqlite_url) as alive,
-        Holder(sqlite_url) as dead,
-        Holder(sqlite_url) as named,
-        Holder(sqlite_url) as young,
-    ):
+    orphan, named, young = "0" * 32, "1" * 32, "2" * 32
+    with Holder(sqlite_url) as other:
         for database in _opened(sqlite_url):
             line = open_line(database, fast=True, deadline=DEADLINE)
             folder = database.once(locks.folder_of)
-            for holder in (dead, named, young):
-                holder.kill()
-            for key in (alive.key, dead.key, named.key, _key(line)):
+            for key in (orphan, named, young):
+                (folder / key).touch()
+            for key in (orphan, named, other.key, _key(line)):
                 os.utime(folder / key, (0, 0))
 
-            assert database.once(sweep, [named.key], 15.0) == 1
+            assert database.once(sweep, [named], 15.0) == 1
 
-            assert {path.name for path in folder.iterdir()} == {alive.key, named.key, young.key, line.key}
-            assert alive.do(f"held {line.key}") == "True"
+            assert {path.name for path in folder.iterdir()} == {named, young, other.key, line.key}
+            assert other.do(f"held {line.key}") == "True"
             line.close()
 
 

@@ -1,0 +1,203 @@
+"""What `doctor` looks at: the server, and rows that should not be as they are. Nothing in here writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import and_, exc, func, or_, select
+
+from pyasync.domain.queues import PROBATION_LOSSES, Queue
+from pyasync.domain.states import ENDED
+from pyasync.domain.transitions import FAILED_DELETE
+from pyasync.errors import DatabaseUnavailable
+from pyasync.store.database import Database, Tx
+from pyasync.store.dialects import now, original
+
+
+def reach(database: Database, *, create: bool) -> None:
+    """Ask the database once. Raises DatabaseUnavailable with its own words, at once.
+
+    Unless it may `create` it, a SQLite file that is not there is none: to connect would make it.
+    """
+    where = database.url.render_as_string(hide_password=True)
+    if not create and database.dialect.embedded and not Path(str(database.url.database)).exists():
+        raise DatabaseUnavailable(where, "there is no such file")
+    try:
+        database.attempt_single(clock)
+    except exc.SQLAlchemyError as error:
+        raise DatabaseUnavailable(where, _words(error)) from error
+
+
+def _words(error: BaseException) -> str:
+    lines = str(original(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def complaint(error: BaseException) -> str | None:
+    """Return the database's own words, if an error is one of the database's."""
+    return _words(error) if isinstance(error, exc.SQLAlchemyError) else None
+
+
+def clock(tx: Tx) -> datetime:
+    """Return the database's time."""
+    moment: datetime = tx.execute(select(now().label("now"))).scalar_one()
+    return moment
+
+
+# --- the server
+
+
+@dataclass(frozen=True)
+class Server:
+    """A database server: its kind, its version as it writes it and as numbers, and settings that matter to us."""
+
+    kind: str
+    version: str
+    number: tuple[int, ...]
+    settings: Mapping[str, str]
+
+
+def server(tx: Tx) -> Server:
+    """Return what the server says of itself."""
+    return _SERVERS[tx.dialect.name](tx)
+
+
+def _sqlite(tx: Tx) -> Server:
+    version = _scalar(tx, "select sqlite_version()")
+    settings = {name: _scalar(tx, f"pragma {name}") for name in ("journal_mode", "synchronous")}
+    return Server("SQLite", version, _number(version), settings)
+
+
+def _postgresql(tx: Tx) -> Server:
+    version = _scalar(tx, "show server_version")
+    wanted = ("fsync", "full_page_writes", "synchronous_commit", "transaction_isolation")
+    settings = {name: _scalar(tx, f"show {name}") for name in wanted}
+    settings["read_only"] = "on" if _scalar(tx, "select pg_is_in_recovery()") == "True" else "off"
+    return Server("PostgreSQL", version, _number(version), settings)
+
+
+def _mysql(tx: Tx) -> Server:
+    version = _scalar(tx, "select version()")
+    wanted = "('tx_isolation', 'transaction_isolation', 'innodb_flush_log_at_trx_commit', 'read_only', 'wsrep_on')"
+    rows = tx.connection.exec_driver_sql(f"show variables where variable_name in {wanted}").all()
+    settings = {str(name).lower().removeprefix("transaction_").removeprefix("tx_"): str(value) for name, value in rows}
+    kind = "MariaDB" if "mariadb" in version.lower() else "MySQL"
+    return Server(kind, version, _number(version), settings)
+
+
+_SERVERS: Mapping[str, Callable[[Tx], Server]] = {"sqlite": _sqlite, "postgresql": _postgresql, "mysql": _mysql}
+
+
+def _scalar(tx: Tx, sql: str) -> str:
+    return str(tx.connection.exec_driver_sql(sql).scalar())
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """Return the numbers a version begins with: `10.11.6-MariaDB-log` is (10, 11, 6)."""
+    digits = version.partition(" ")[0].partition("-")[0].split(".")
+    return tuple(int(each) for each in digits if each.isdigit())
+
+
+# --- nodes
+
+
+@dataclass(frozen=True)
+class Silence:
+    """How long ago a node's last beat was, and how long it is believed alive without one; seconds."""
+
+    since: float
+    lease: float
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the node should have been declared lost."""
+        return self.since > self.lease
+
+
+def silences(tx: Tx) -> dict[UUID, Silence]:
+    """Return how silent each node is, by the database's clock."""
+    node = tx.t.node.c
+    rows = tx.execute(select(node.id, node.beat_at, node.lease, now().label("now"))).all()
+    return {row.id: Silence((row.now - row.beat_at).total_seconds(), row.lease) for row in rows}
+
+
+# --- tasks
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Tasks of one type that could run now: how many, and the seconds that the oldest has waited."""
+
+    type: str
+    tasks: int
+    oldest: float
+    runnable: bool
+    """Whether a live node has the type."""
+
+
+def backlogs(tx: Tx) -> list[Backlog]:
+    """Return what waits for a node, by type."""
+    task = tx.t.task.c
+    oldest = func.min(task.ready_at).label("oldest")
+    query = select(task.type, func.count().label("tasks"), oldest, now().label("now"))
+    rows = tx.execute(query.where(task.queue.is_not(None)).group_by(task.type).order_by(task.type)).all()
+    live = _live_types(tx)
+    return [Backlog(row.type, row.tasks, _span(row.oldest, row.now), row.type in live) for row in rows]
+
+
+def _span(start: datetime | None, end: datetime) -> float:
+    return 0.0 if start is None else (end - start).total_seconds()
+
+
+def _live_types(tx: Tx) -> set[str]:
+    node = tx.t.node.c
+    rows = tx.execute(select(node.id, node.types).where(node.lost.is_(False), node.draining.is_(False))).all()
+    silent = {node_id for node_id, silence in silences(tx).items() if silence.too_long}
+    return {name for row in rows if row.id not in silent for name in json.loads(row.types)}
+
+
+@dataclass(frozen=True)
+class Oddities:
+    """How many tasks are as they should not stay."""
+
+    orphans: int
+    """Owned by a node that has no row, or is declared lost: a sweep takes them over, if any node sweeps."""
+    overdue: int
+    """Their time has come, and no node has put them into their queue."""
+    uncleaned: int
+    """Their clean-up has failed."""
+    suspects: int
+    """On probation: nodes were lost while they ran them."""
+
+
+def oddities(tx: Tx, patience: float) -> Oddities:
+    """Count what is odd; what is overdue by less than `patience` seconds is not."""
+    task, node = tx.t.task.c, tx.t.node.c
+    alive = select(node.id).where(node.lost.is_(False))
+    uncleaned = and_(task.stage == FAILED_DELETE.stage.value, task.mark == FAILED_DELETE.mark.value)
+    ended = task.stage.in_([stage.value for stage in ENDED])
+    return Oddities(
+        orphans=_count(tx, task.node_id.is_not(None), task.node_id.not_in(alive)),
+        overdue=_overdue(tx, patience),
+        uncleaned=_count(tx, uncleaned),
+        suspects=_count(tx, or_(task.queue == Queue.PROBATION.value, task.losses >= PROBATION_LOSSES), ~ended),
+    )
+
+
+def _count(tx: Tx, *conditions: Any) -> int:
+    number: int = tx.execute(select(func.count()).select_from(tx.t.task).where(*conditions)).scalar_one()
+    return number
+
+
+def _overdue(tx: Tx, patience: float) -> int:
+    due = tx.t.task.c.due_at
+    row = tx.execute(select(func.min(due).label("first"), now().label("now"))).one()
+    if row.first is None or _span(row.first, row.now) <= patience:
+        return 0
+    return _count(tx, due <= now())

@@ -1,0 +1,193 @@
+"""Rows put into any status by SQL, and read back as they are: the tests' own way to the table, beside the code under test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, insert, select, update
+
+from pyasync.domain.task import Claim
+from pyasync.ids import new_fence, new_id
+from pyasync.store import nodes
+from pyasync.store.database import Database
+from pyasync.store.nodes import Beat
+
+NODE = UUID("00000000-0000-7000-8000-000000000001")
+"""Owns what the tests put as running."""
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+FAR_AHEAD = datetime(2100, 1, 1, tzinfo=UTC)
+
+STATUSES = (
+    "init, none",
+    "pending, run",
+    "pending, delete",
+    "running, run",
+    "running, delete",
+    "running, pause",
+    "running, cancel",
+    "deleting, delete",
+    "paused, run",
+    "paused, delete",
+    "paused, pause",
+    "finished, run",
+    "failed, run",
+    "failed, delete",
+)
+
+_QUEUES = {"pending, run": "run", "paused, run": "run", "pending, delete": "delete", "paused, delete": "delete"}
+
+
+class Rows:
+    """The table of tasks, reached past the code under test."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._made = 0
+
+    def put(self, status: str, **columns: Any) -> UUID:
+        """Insert a row of a status, such as "running, pause", consistent in all its columns; return its id."""
+        values = self._values(status) | columns
+        with self.database.transaction() as tx:
+            tx.execute(insert(tx.t.task).values(values))
+        task_id: UUID = values["id"]
+        return task_id
+
+    def put_many(self, number: int, status: str = "pending, run", **columns: Any) -> list[UUID]:
+        """Insert that many rows alike."""
+        many = [self._values(status) | columns for _ in range(number)]
+        with self.database.transaction() as tx:
+            for start in range(0, number, 1_000):
+                tx.execute(insert(tx.t.task), many[start : start + 1_000])
+        return [row["id"] for row in many]
+
+    def claimed(self, status: str = "running, run", **columns: Any) -> Claim:
+        """Insert a row that a node runs; return its claim."""
+        claim = Claim(self.put(status, **columns), NODE, new_fence(), columns.get("seq", 0))
+        self.change(claim.task_id, fence=claim.fence)
+        return claim
+
+    def _values(self, status: str) -> dict[str, Any]:
+        stage, mark = status.split(", ")
+        self._made += 1
+        created_at = LONG_AGO + timedelta(seconds=self._made)
+        values: dict[str, Any] = {
+            "id": new_id(),
+            "type": "report",
+            "user_name": "alice",
+            "group_name": "",
+            "stage": stage,
+            "mark": mark,
+            "queue": _QUEUES.get(status),
+            "rank": 0,
+            "ready_at": created_at,
+            "due_at": None,
+            "run_at": None,
+            "node_id": None,
+            "fence": None,
+            "epoch": 0,
+            "seq": 0,
+            "attempt": 1,
+            "losses": 0,
+            "arguments": '{"n":1}',
+            "context": None,
+            "version": 0,
+            "on_node_loss": "resume",
+            "created_at": created_at,
+            "key_name": None,
+            "held_key": None,
+            "done_at": None,
+        }
+        if stage in ("running", "deleting"):
+            values |= {"node_id": NODE, "fence": new_fence(), "epoch": 1, "started_at": created_at}
+        if stage in ("finished", "failed"):
+            values |= {"done_at": created_at}
+        return values
+
+    def change(self, task_id: UUID, **columns: Any) -> None:
+        """Set columns of a row, and commit."""
+        with self.database.transaction() as tx:
+            tx.execute(update(tx.t.task).where(tx.t.task.c.id == task_id).values(columns))
+
+    def get(self, task_id: UUID) -> Any:
+        """Return all columns of a row as they are committed; None if there is none."""
+        with self.database.transaction() as tx:
+            return tx.execute(select(tx.t.task).where(tx.t.task.c.id == task_id)).one_or_none()
+
+    def status(self, task_id: UUID) -> str | None:
+        """Return a row's status as `put` takes it; None if there is no row."""
+        row = self.get(task_id)
+        return None if row is None else f"{row.stage}, {row.mark}"
+
+    def column(self, name: str) -> list[Any]:
+        """Return one column of all rows, in the order of their ids."""
+        with self.database.transaction() as tx:
+            column = tx.t.task.c
+            return list(tx.execute(select(column[name]).order_by(column.id)).scalars())
+
+    def all(self) -> list[Any]:
+        """Return all columns of all rows, in the order of their ids: what "nothing changed" compares."""
+        with self.database.transaction() as tx:
+            return list(tx.execute(select(tx.t.task).order_by(tx.t.task.c.id)).all())
+
+    def join(self, node_id: UUID = NODE, name: str = "north", **told: Any) -> None:
+        """Add a node that is alive."""
+        beat = Beat(
+            **({"counter": 1, "session_key": None, "slots": 10, "running": 0, "draining": False, "types": {}} | told)
+        )
+        self.database.once(nodes.join, node_id, name, "1.0", 15.0, beat)
+
+    def lose(self, node_id: UUID = NODE) -> None:
+        """Mark a node as lost."""
+        with self.database.transaction() as tx:
+            tx.execute(update(tx.t.node).where(tx.t.node.c.id == node_id).values(lost=True))
+
+    @contextmanager
+    def locked(self, *task_ids: UUID) -> Iterator[Connection]:
+        """Hold rows' locks on a second connection, as a caller's open transaction does."""
+        engine = host_engine(self.database.url.render_as_string(hide_password=False))
+        table = self.database_table
+        with engine.connect() as connection, connection.begin():
+            connection.execute(select(table.c.id).where(table.c.id.in_(task_ids)).with_for_update())
+            yield connection
+        engine.dispose()
+
+    @property
+    def database_table(self) -> Any:
+        """Return the table of tasks."""
+        from pyasync.store.tables import tables
+
+        return tables(None).task
+
+
+def host_engine(url: str, **options: Any) -> Engine:
+    """Return an engine as a host application has one, with none of our session settings."""
+    return create_engine(url, poolclass=NullPool, **options)
+
+
+@contextmanager
+def recorded(engine: Engine) -> Iterator[list[tuple[str, Any]]]:
+    """Collect the statements, with their parameters, that an engine sends."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def raised(error: type[Exception], call: Callable[[], object]) -> Exception:
+    """Return what a call raises."""
+    try:
+        call()
+    except error as caught:
+        return caught
+    raise AssertionError(f"{error.__name__} was not raised")

@@ -1,7 +1,7 @@
 """A shop that ships its orders as tasks: order and task are created in one transaction, and the customer can watch.
 
-uvicorn --app-dir examples fastapi_app:app     Every process of it is a node: it runs tasks, and it goes on with others'.
-python examples/fastapi_app.py                 Shows it at work, without a server.
+uvicorn --app-dir examples fastapi_app:app     every process of it is a node, which takes its share of the tasks
+python examples/fastapi_app.py                 at work, without a server
 """
 
 from __future__ import annotations

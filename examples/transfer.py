@@ -1,7 +1,7 @@
 """Pay the wages: each payment and the checkpoint that says so are one transaction, so nobody is paid twice.
 
-`run.commit(report, work)` calls `work(connection)`, writes the report last, and commits both or neither: exactly once, in
-the same database. A node that was declared lost while it was merely slow cannot pay either, since its report is refused.
+`run.commit(report, work)` calls `work(connection)`, writes the report last, and commits both or neither: exactly once,
+in the same database. Nor can a node pay that was declared lost while it was merely slow: its report is refused.
 
 python examples/transfer.py
 """

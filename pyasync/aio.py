@@ -126,7 +126,7 @@ async def init(database: Any, *, registry: Registry | None = None, run: bool = T
     client = await anyio.to_thread.run_sync(make)
     if isinstance(client, Node):
         await client.astart()
-    return default.keep(client)
+    return await anyio.to_thread.run_sync(default.keep, client)  # if another was faster, it is stopped, which blocks
 
 
 async def stop(timeout: float | None = None) -> None:

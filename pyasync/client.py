@@ -32,6 +32,8 @@ R = TypeVar("R")
 
 PRIORITIES = 1_000_000
 LONGEST_PAGE = 10_000
+FIRST_YEAR, LAST_YEAR = 1001, 9998
+"""Moments that MySQL stores, and that every time zone can show."""
 FIRST_LOOK, LONGEST_LOOK = 0.005, 0.5
 """Seconds between two looks at a task that is waited for: they grow."""
 
@@ -141,6 +143,8 @@ class Client:
         return self._call("create_tasks", connection, tasks.create, rows, hint=hint, single=alone)
 
     def _row(self, new: NewTask) -> dict[str, Any]:
+        if not isinstance(new, NewTask):
+            raise BadArgument(f"create_tasks() takes a list of NewTask, not of {type(new).__name__}")
         _check_times(new)
         key = None if new.key is None else check_name("key", new.key, empty=False)
         retry = dump_retry(new.retry)
@@ -159,7 +163,7 @@ class Client:
             "headers": None if not new.headers else self._json(_mapping(new.headers), "headers"),
             "run_at": new.run_at,
             "delay": new.delay,
-            "auto_run": bool(new.auto_run),
+            "auto_run": _flag("auto_run", new.auto_run),
         }
 
     def _json(self, value: Any, what: str) -> str:
@@ -236,9 +240,7 @@ class Client:
         """Delete all tasks that a filter selects; see `run_tasks`."""
         return self._bulk("delete_tasks", Event.USER_DELETE, everything, connection, filter, hints.DELETE)
 
-    def _bulk(
-        self, verb: str, event: Event, everything: bool, connection: Any, filter: Selection, hint: str
-    ) -> int:
+    def _bulk(self, verb: str, event: Event, everything: bool, connection: Any, filter: Selection, hint: str) -> int:
         wanted = as_filter({**filter})
         if wanted.everything and not everything:
             raise BadArgument(f"{verb}() needs a filter, or everything=True for every task of every user")
@@ -297,8 +299,9 @@ class Client:
         )
         _whole("offset", offset, 0, None)
         _whole("limit", limit, 1, LONGEST_PAGE)
+        last = None if after is None else _id(after)
         return self._call(
-            "get_tasks", connection, tasks.find, wanted, offset=offset, limit=limit, after=after, single=True
+            "get_tasks", connection, tasks.find, wanted, offset=offset, limit=limit, after=last, single=True
         )
 
     def count_tasks(self, *, connection: Any = None, **filter: Unpack[Selection]) -> dict[State, int]:
@@ -387,6 +390,8 @@ class Client:
     ) -> R:
         """Call a store function in a transaction of ours, or in the caller's, and wake up nodes afterwards."""
         call: Callable[..., R] = fn
+        if kwargs.get("user") is not None:
+            check_name("user", kwargs["user"], empty=True)
         if connection is not None:
             tx = self._database.bind(connection)
             answer = call(tx, *args, **kwargs)
@@ -432,7 +437,7 @@ def as_filter(given: dict[str, Any]) -> Filter:
             filter[name] = check_name(name, filter[name], empty=True)
     for name in ("created_after", "created_before", "done_after", "done_before"):
         _aware(name, filter.get(name))
-    for name, convert in (("types", str), ("states", _state), ("ids", _id)):
+    for name, convert in (("types", _type), ("states", _state), ("ids", _id)):
         if filter.get(name) is not None:
             filter[name] = tuple(convert(each) for each in _list(name, filter[name]))
     return Filter(**filter)
@@ -441,7 +446,13 @@ def as_filter(given: dict[str, Any]) -> Filter:
 def _list(name: str, value: Any) -> Sequence[Any]:
     if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
         raise BadArgument(f"{name} is a list, not {value!r}")
+    if len(value) > LONGEST_PAGE:
+        raise BadArgument(f"{name} has {len(value)} entries, {LONGEST_PAGE} are allowed: select in several calls")
     return list(value)
+
+
+def _type(value: Any) -> str:
+    return check_name("types", value, empty=False)
 
 
 def _state(value: Any) -> State:
@@ -471,6 +482,12 @@ def _whole(name: str, value: Any, low: int, high: int | None) -> None:
         raise BadArgument(f"{name} is a whole number from {low}{'' if high is None else f' to {high}'}, not {value!r}")
 
 
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadArgument(f"{name} is True or False, not {value!r}")
+    return value
+
+
 def _mapping(headers: Any) -> dict[str, Any]:
     if not isinstance(headers, dict):
         raise BadArgument(f"headers is a dict, not {type(headers).__name__}")
@@ -493,3 +510,5 @@ def _aware(name: str, moment: Any) -> None:
         raise BadArgument(f"{name} is a datetime, not {type(moment).__name__}")
     if moment.tzinfo is None or moment.utcoffset() is None:
         raise BadArgument(f"{name} has no time zone: pass an aware datetime, such as datetime.now(UTC)")
+    if not FIRST_YEAR <= moment.year <= LAST_YEAR:
+        raise BadArgument(f"{name} must be in a year from {FIRST_YEAR} to {LAST_YEAR}, not {moment.year}")

@@ -36,7 +36,7 @@ def init(database: Any, *, registry: Registry | None = None, run: bool = True, *
 
 def make(database: Any, *, registry: Registry | None, run: bool, **settings: Any) -> Client:
     """Make the default node or client, not yet started. Raises AlreadyInitialized."""
-    if _client is not None:
+    if _taken():
         raise AlreadyInitialized
     if not run:
         return Client(database, **settings)
@@ -47,11 +47,16 @@ def keep(client: Client) -> Client:
     """Make a client the default one. Raises AlreadyInitialized, and closes it, if another was faster."""
     global _client
     with _lock:
-        if _client is None:
+        if not _taken():
             _client = client
             return client
     client.close()
     raise AlreadyInitialized
+
+
+def _taken() -> bool:
+    """Whether there is a default node or client already; one that our parent made before it forked is none of ours."""
+    return _client is not None and not (isinstance(_client, Node) and _client.inherited)
 
 
 def current() -> Client:

@@ -11,7 +11,7 @@ from uuid import UUID
 from pyasync.cli.exits import Ended, Exit, code_of
 from pyasync.cli.opening import opened, resolve
 from pyasync.cli.options import add_database, add_filters, add_id, filters
-from pyasync.cli.terminal import safe, say, tell
+from pyasync.cli.terminal import complain, say, tasks_in_words
 from pyasync.client import Client
 from pyasync.errors import PyasyncError, TaskNotFound
 
@@ -82,7 +82,7 @@ def _change(args: Namespace, verb: Verb) -> int:
         if args.ids:
             return _change_each(client, args, verb)
         number = verb.many(client, everything=args.everything, **filters(args))
-    say(f"{number} {'task' if number == 1 else 'tasks'}")
+    say(tasks_in_words(number))
     return Exit.OK
 
 
@@ -120,7 +120,7 @@ def _change_one(client: Client, text: str, args: Namespace, verb: Verb) -> int:
 
 
 def _refused(message: str, code: Exit) -> Exit:
-    tell(f"pyasync: {safe(message)}")
+    complain(message)
     return code
 
 

@@ -11,11 +11,11 @@ from enum import StrEnum
 from importlib.metadata import version
 from typing import Any
 
-from pyasync.cli.exits import Exit
-from pyasync.cli.opening import connected, inspected
+from pyasync.cli.exits import Ended, Exit
+from pyasync.cli.opening import connected, inspected, reach
 from pyasync.cli.options import add_database, add_json
 from pyasync.cli.presenting import dumps
-from pyasync.cli.terminal import age, coloured, safe, say
+from pyasync.cli.terminal import age, coloured, safe, say, tasks_in_words
 from pyasync.client import Client
 from pyasync.errors import DatabaseUnavailable, SchemaOutdated
 from pyasync.store import checks, schema
@@ -83,11 +83,11 @@ def _findings(client: Client) -> Iterator[Finding]:
     """Look at one thing after the other, and stop where the next ones cannot be looked at."""
     began = time.monotonic()
     try:
-        checks.reach(client._database, create=False)
-    except DatabaseUnavailable as error:
+        reach(client)
+    except (Ended, DatabaseUnavailable) as error:
         yield Finding(Level.FAIL, "database", str(error))
         return
-    where, took = client._database.url.render_as_string(hide_password=True), time.monotonic() - began
+    where, took = checks.address(client._database), time.monotonic() - began
     yield Finding(Level.OK, "database", f"{where} answered in {took * 1000:.0f} ms, connecting included")
     yield from server_findings(inspected(client, checks.server))
     yield from _clock(client)
@@ -205,7 +205,7 @@ def _nodes(client: Client) -> Iterator[Finding]:
 
 def _backlogs(client: Client) -> Iterator[Finding]:
     for backlog in inspected(client, checks.backlogs):
-        waits = f"{_tasks(backlog.tasks)} of type {backlog.type!r}, the oldest for {age(backlog.oldest)}"
+        waits = f"{tasks_in_words(backlog.tasks)} of type {backlog.type!r}, the oldest for {age(backlog.oldest)}"
         if backlog.runnable:
             yield Finding(Level.OK, "waiting", f"{waits}; live nodes have the type")
         else:
@@ -226,10 +226,6 @@ def _oddities(client: Client) -> Iterator[Finding]:
     )
     for number, level, text in told:
         if number:
-            yield Finding(level, "tasks", f"{_tasks(number)}: {text}")
+            yield Finding(level, "tasks", f"{tasks_in_words(number)}: {text}")
     if not any(number for number, _, _ in told):
         yield Finding(Level.OK, "tasks", "none is stuck, overdue or half deleted")
-
-
-def _tasks(number: int) -> str:
-    return "1 task" if number == 1 else f"{number} tasks"

@@ -28,10 +28,13 @@ class _WithFacts(logging.Formatter):
 
 
 def to_stderr(level: str | None, default: str) -> None:
-    """Log to stderr from a level on: what the flag says, or else `PYASYNC_LOG_LEVEL`."""
+    """Log to stderr from a level on: what the flag says, or else `PYASYNC_LOG_LEVEL`.
+
+    Who has set up logging already, as a host that calls `main` may, is left alone.
+    """
     chosen = (level or os.environ.get("PYASYNC_LOG_LEVEL") or default).lower()
     if chosen not in LEVELS:
         raise Ended(Exit.USAGE, f"no log level {chosen!r}: there are {', '.join(LEVELS)}")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_WithFacts())
-    logging.basicConfig(level=chosen.upper(), handlers=[handler], force=True)
+    logging.basicConfig(level=chosen.upper(), handlers=[handler])

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from pyasync.cli.exits import Exit
-from pyasync.cli.opening import connected, given, url_of
+from pyasync.cli.opening import connected, given, reach, url_of
 from pyasync.cli.options import add_database
 from pyasync.cli.terminal import say
 from pyasync.settings import Settings
@@ -30,11 +30,12 @@ def migrate(args: Namespace) -> int:
             say(schema.sql(url_of(args), Settings.load(**given(args)).schema).rstrip())
             return Exit.OK
         database = client._database
-        checks.reach(database, create=not args.check)
         if args.check:
+            reach(client)
             schema.check(database)
             say(f"up to date: version {schema.expected()}")
             return Exit.OK
+        checks.reach(database)
         before = schema.current(database)
         schema.upgrade(database)
     say(_done(before))

@@ -83,8 +83,8 @@ def run(args: Namespace) -> int:
     registry = apps.load(app)
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None} | given(args)
     with connected(args) as client:
-        checks.reach(client._database, create=True)
-        where = client._database.url.render_as_string(hide_password=True)
+        checks.reach(client._database)
+        where = checks.address(client._database)
     signals = Signals(until_eof=args.until_eof)
     # The default node: tasks may use pyasync.create_task() and its likes.
     node = pyasync.init(url_of(args), registry=registry, **settings)

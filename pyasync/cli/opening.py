@@ -26,9 +26,17 @@ _EXTRAS = {"psycopg": "postgres", "pymysql": "mysql"}
 def opened(args: argparse.Namespace, **settings: Any) -> Iterator[Client]:
     """Open a client for a command that finds its database and its tables in place."""
     with connected(args, **settings) as client:
-        checks.reach(client._database, create=False)
+        reach(client)
         schema.prepare(client._database, Settings.load(**settings).migrate or "check")
         yield client
+
+
+def reach(client: Client) -> None:
+    """Look whether a client's database is there, without making it. Raises Ended, DatabaseUnavailable."""
+    name = checks.missing_file(client._database)
+    if name is not None:
+        raise Ended(Exit.DATABASE, f"there is no file {name}: check the name, or let `pyasync migrate` make it")
+    checks.reach(client._database)
 
 
 @contextmanager

@@ -16,10 +16,19 @@ SHORT = 18
 """Characters of an id that tell it from all others: its time, to a quarter of a microsecond."""
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
-    """Return JSON that no terminal obeys, laid out for people where one looks."""
-    indent = 2 if indent is None and is_terminal() else indent
-    return safe_json(json.dumps(value, ensure_ascii=False, default=_plain, indent=indent))
+def dumps(value: Any) -> str:
+    """Return JSON, laid out for people where one looks."""
+    return laid_out(value) if is_terminal() else compact(value)
+
+
+def laid_out(value: Any) -> str:
+    """Return JSON on as many lines as it takes."""
+    return safe_json(json.dumps(value, ensure_ascii=False, default=_plain, indent=2))
+
+
+def compact(value: Any) -> str:
+    """Return JSON on one line."""
+    return safe_json(json.dumps(value, ensure_ascii=False, default=_plain))
 
 
 def _plain(value: Any) -> Any:

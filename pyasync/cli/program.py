@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from pyasync.cli import changing, creating, demo, doctor, listing, logs, migrating, node, showing, waiting
 from pyasync.cli.exits import Ended, Exit, code_of
-from pyasync.cli.terminal import safe_lines, tell
+from pyasync.cli.terminal import complain
 from pyasync.errors import PyasyncError
 from pyasync.store.checks import complaint
 
@@ -76,8 +76,7 @@ def _failed(error: Exception) -> int:
 
 
 def _said(message: str, code: Exit) -> Exit:
-    first, *more = safe_lines(message) or ["failed"]
-    tell("\n".join([f"pyasync: {first}", *more]))
+    complain(message)
     return code
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from pyasync.cli.exits import Exit
 from pyasync.cli.opening import inspected, opened, resolve
 from pyasync.cli.options import add_database, add_id, add_json
-from pyasync.cli.presenting import dumps, named, task_facts, when
+from pyasync.cli.presenting import compact, dumps, laid_out, named, task_facts, when
 from pyasync.cli.terminal import COLOURS, bar, coloured, safe, safe_lines, say
 from pyasync.domain.task import Task
 from pyasync.store import checks
@@ -19,6 +19,8 @@ from pyasync.store import checks
 LONGEST = 2_000
 """Characters of arguments, context and result that are shown; `--json` shows all."""
 
+SMALL = 80
+"""Characters that stand on one line."""
 _LABEL = 11
 
 
@@ -102,16 +104,14 @@ def _line(label: str, text: str | None) -> Iterator[str]:
 def _json(label: str, value: Any) -> Iterator[str]:
     if value is None:
         return
-    document = dumps(value, indent=0).replace("\n", " ") if _is_small(value) else dumps(value, indent=2)
+    document = compact(value)
+    if len(document) > SMALL:
+        document = laid_out(value)
     if len(document) > LONGEST:
         document = f"{document[:LONGEST]} ... ({len(document)} characters; --json shows all)"
     first, *more = document.splitlines()
     yield f"{label:{_LABEL}}{first}"
     yield from (" " * _LABEL + line for line in more)
-
-
-def _is_small(value: Any) -> bool:
-    return len(dumps(value, indent=0)) <= 80
 
 
 def _times(number: int) -> str:

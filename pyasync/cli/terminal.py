@@ -37,6 +37,11 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def complain(message: str) -> None:
+    """Write an error for people."""
+    tell("\n".join(safe_lines(f"pyasync: {message}")))
+
+
 def safe(text: str) -> str:
     """Return a text as one line in which whatever could steer a terminal is escaped."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
@@ -58,6 +63,11 @@ def age(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{int(seconds // length)}{unit}"
     return f"{max(0, int(seconds))}s"
+
+
+def tasks_in_words(number: int) -> str:
+    """Return a number of tasks in words."""
+    return "1 task" if number == 1 else f"{number} tasks"
 
 
 def bar(fraction: float | None, width: int = 10) -> str:

@@ -9,8 +9,8 @@ from uuid import UUID
 from pyasync.cli.exits import Exit
 from pyasync.cli.opening import inspected, opened, resolve
 from pyasync.cli.options import add_database, add_id, add_json, seconds
-from pyasync.cli.presenting import dumps, named, task_facts
-from pyasync.cli.terminal import COLOURS, bar, coloured, safe, say, tell
+from pyasync.cli.presenting import compact, dumps, named, task_facts
+from pyasync.cli.terminal import COLOURS, bar, coloured, complain, safe, say
 from pyasync.client import Client
 from pyasync.domain.states import State
 from pyasync.domain.task import Task
@@ -54,7 +54,7 @@ def watch(args: Namespace) -> int:
     with opened(args) as client:
         id = resolve(client, args.id, args.user)
         for task in client.watch_task(id, user=args.user):
-            say(dumps(task_facts(task), indent=0).replace("\n", "") if args.json else _line(client, task))
+            say(compact(task_facts(task)) if args.json else _line(client, task))
     assert task is not None, "watching a task yields it at least once"
     return _ended(task)
 
@@ -62,7 +62,7 @@ def watch(args: Namespace) -> int:
 def _ended(task: Task) -> int:
     if task.state is State.FINISHED:
         return Exit.OK
-    tell(f"pyasync: the task failed: {safe(task.error or 'for an unknown reason')}")
+    complain(f"the task failed: {task.error or 'for an unknown reason'}")
     return Exit.FAILURE
 
 

@@ -98,8 +98,6 @@ def _plain(value: object) -> JSON:
 def _reader(hint: Any, known: dict[type, Reader]) -> Reader:
     """Return what reads a value of type `hint`; `known` are the dataclasses met so far, as they may hold themselves."""
     origin, arguments = get_origin(hint) or hint, get_args(hint)
-    if origin is typing.Annotated:
-        return _reader(arguments[0], known)
     if hint is Any or hint is object:
         return lambda json, where: json
     if origin is Union or origin is types.UnionType:
@@ -149,7 +147,7 @@ def _dataclass_reader(cls: type, known: dict[type, Reader]) -> Reader:
 
 def _hints(cls: type) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(cls, include_extras=True)
+        return typing.get_type_hints(cls)  # and without the extras of Annotated
     except NameError as error:
         raise TypeError(f"{cls.__name__}: {error}; define the types of its fields at the top of a module") from None
 

@@ -46,6 +46,9 @@ class Report:
     message: str | None = None
     result: Any = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "phase", Phase(self.phase))  # its word will do, and what is none fails where it is written
+
 
 def Finished(result: Any = None, context: Any = KEEP, delete: bool = False) -> Report:  # noqa: N802 - reads as a kind of Report
     """Say that the task has ended well, with its result."""

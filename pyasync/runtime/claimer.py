@@ -19,7 +19,7 @@ from pyasync.ids import new_fence
 from pyasync.registry import Registry, TaskType
 from pyasync.runtime.runs import Execution, Runs
 from pyasync.settings import Settings
-from pyasync.store import claims
+from pyasync.store import claims, nodes
 from pyasync.store.claims import Offer, Request
 from pyasync.store.database import Database, Tx
 
@@ -61,6 +61,7 @@ class Claimer:
         self._next_full = 0.0
         self._next_quick = float("inf")
         self._held_until = 0.0
+        self._known = 0
         self.draining = False
 
     def wake(self, *, full: bool = False) -> None:
@@ -98,6 +99,13 @@ class Claimer:
         with self._lock:
             self._wanted |= self._backlog
 
+    def register(self, database: Database) -> None:
+        """Make the types known to the system that were registered since the last time."""
+        names = [each.name for each in self._registry]
+        if len(names) > self._known:
+            database.run(nodes.register, names)
+            self._known = len(names)
+
     def nothing_waits(self, database: Database) -> bool:
         """Look before taking locks, when no run's end is to be stored with the claim: most polls find nothing."""
         if self._wanted and database.dialect.skips_locked:
@@ -115,7 +123,7 @@ class Claimer:
             claims.promote(tx)
             self._remove_deleted(tx)
         for queue in self._queues(round_.full):
-            request = self._request(queue, freed)
+            request = self._request(queue, freed, round_.rows)
             rows = claims.claim(tx, node_id, round_.fence, request)
             round_.rows += rows
             round_.backlog |= queue is Queue.RUN and _more_may_wait(request, rows)
@@ -149,7 +157,7 @@ class Claimer:
 
     def _execution(self, row: Any, node_id: UUID, fence: UUID) -> Execution:
         task_type = self._registry[row.type]
-        stage = Stage.DELETING if row.mark == Mark.DELETE.value else Stage.RUNNING
+        stage = stage_of(row)
         body = task_type.deleting if stage is Stage.DELETING else task_type.running
         stop = AsyncStop() if body is not None and body.is_async else Stop()
         execution = Execution(Claim(row.id, node_id, fence, row.seq), row, task_type, stage, stop)
@@ -163,13 +171,12 @@ class Claimer:
             return [Queue.RUN]
         return [Queue.RUN, Queue.DELETE] if self._runs.probing else [Queue.PROBATION, Queue.RUN, Queue.DELETE]
 
-    def _request(self, queue: Queue, freed: Sequence[Execution]) -> Request:
+    def _request(self, queue: Queue, freed: Sequence[Execution], claimed: Sequence[Any]) -> Request:
         stage = Stage.DELETING if queue is Queue.DELETE else Stage.RUNNING
         slots = self._settings.delete_concurrency if queue is Queue.DELETE else self._settings.concurrency
-        held = self._runs.held(stage)
-        for execution in freed:
-            if execution.stage is stage:
-                held[execution.task_type.name] -= 1
+        held = Counter(self._runs.held(stage))
+        held.subtract(execution.task_type.name for execution in freed if execution.stage is stage)
+        held.update(row.type for row in claimed if stage_of(row) is stage)
         types = [each for each in self.types() if queue is not Queue.DELETE or each.deleting is not None]
         room = {each.name: each.concurrency - held.get(each.name, 0) for each in types if each.concurrency is not None}
         free = slots - sum(held.values())
@@ -191,6 +198,11 @@ class Claimer:
         names = [each.name for each in self.types() if each.deleting is None]
         while claims.remove_deleted(tx, names) >= claims.REMOVAL_BATCH:
             pass
+
+
+def stage_of(row: Any) -> Stage:
+    """Return the stage of a row once it is claimed."""
+    return Stage.DELETING if row.mark == Mark.DELETE.value else Stage.RUNNING
 
 
 def _more_may_wait(request: Request, rows: list[Any]) -> bool:

@@ -38,12 +38,14 @@ class Commits:
         database: Database,
         runs: Runs,
         endings: Endings,
+        stop: Callable[[Execution, str], None],
         lost: Callable[[Execution], None],
         on_room: Callable[[], None],
     ) -> None:
         self._database = database
         self._runs = runs
         self._endings = endings
+        self._stop_run = stop
         self._lost = lost
         self._on_room = on_room
         self._places = threading.BoundedSemaphore(AT_ONCE)
@@ -51,7 +53,7 @@ class Commits:
     def commit(self, execution: Execution, report: Any, work: Callable[[Any], Any]) -> Any:
         """Store `work`'s writes and the report, or neither; blocks until that is known. See `Run.commit`."""
         with execution.writing:
-            if execution.let_go or execution.ended:
+            if execution.let_go or execution.ended or execution.ending:
                 raise ClaimLost(execution.claim.task_id)
             write = self._endings.report(execution, as_report(report))
             value, written = self._until_known(execution, write, work)
@@ -59,32 +61,33 @@ class Commits:
             return value
 
     def _until_known(self, execution: Execution, write: Write, work: Callable[[Any], Any]) -> tuple[Any, Written]:
-        delay, value, in_doubt = FIRST_DELAY, None, False
-        while True:
+        delay = FIRST_DELAY
+        doubtful: list[Any] = []  # what `work` returned each time that its transaction may have been stored
+        while not execution.let_go:
             try:
-                if in_doubt and (known := self._known(write)):
-                    return value, known
-                in_doubt = True
-                value, written = self._once(write, work)
-                return value, written
+                if doubtful and (known := self._known(write)):
+                    return doubtful[-1], known
+                return self._once(write, work, doubtful)
             except _Refused as refused:
+                doubtful.pop()
                 if refused.written.fate is not Fate.UNSTORED:
-                    return value, refused.written
+                    return _of_an_earlier_time(refused.written, doubtful)
             except Exception as error:
                 if not (self._database.is_transient(error) or isinstance(error, DatabaseUnavailable)):
                     raise
-            if execution.let_go:
-                raise ClaimLost(execution.claim.task_id)
             time.sleep(delay)
             delay = min(LONGEST_DELAY, delay * 2)
+        raise ClaimLost(execution.claim.task_id)
 
-    def _once(self, write: Write, work: Callable[[Any], Any]) -> tuple[Any, Written]:
+    def _once(self, write: Write, work: Callable[[Any], Any], doubtful: list[Any]) -> tuple[Any, Written]:
         with self._places, self._database.guarded() as tx:
-            value = work(tx.connection)
+            doubtful.append(work(tx.connection))
+            self._database.check(tx)
             written = writes.write(tx, [write])[0]
-            if written.fate is not Fate.STORED:
+            # What was found by reading was not stored by this transaction: with its effects, they would be there twice.
+            if written.fate is not Fate.STORED or written.read:
                 raise _Refused(written)
-        return value, written
+        return doubtful[-1], written
 
     def _known(self, write: Write) -> Written | None:
         """Read back before `work` is called again: the COMMIT whose reply was lost may have been stored."""
@@ -97,5 +100,15 @@ class Commits:
             self._lost(execution)
             raise ClaimLost(execution.claim.task_id)
         execution.claim = execution.claim.after(execution.claim.seq + 1)
-        if write.event is not None and self._runs.ended(execution):
-            self._on_room()
+        if write.event is not None:
+            if self._runs.ended(execution):
+                self._on_room()
+        elif (wish := execution.wish(written.mark)) is not None:
+            self._stop_run(execution, wish)
+
+
+def _of_an_earlier_time(written: Written, doubtful: list[Any]) -> tuple[Any, Written]:
+    """Judge a write that was refused: what is stored already came late, from an earlier time, or from nobody we know."""
+    if doubtful or written.fate is not Fate.STORED:
+        return (doubtful or [None])[-1], written
+    return None, Written(Fate.LOST, written.mark)

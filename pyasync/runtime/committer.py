@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ class Committer(Service):
         self._items: deque[Item] = deque()
         self._later: list[tuple[float, Item]] = []
         self._doubtful: list[UUID] = []
+        self._round_lock = threading.Lock()
 
     def submit(self, execution: Execution, write: Write, reply: Reply | None = None) -> None:
         """Store a run's write with the next group."""
@@ -97,8 +99,20 @@ class Committer(Service):
         self._items.append(Item(execution, write, forced=True))
         self.wake()
 
+    def finish_round(self, timeout: float) -> bool:
+        """Block until the round under way, if any, is settled; False if that takes longer."""
+        settled = self._round_lock.acquire(timeout=timeout)
+        if settled:
+            self._round_lock.release()
+        return settled
+
     def tick(self) -> float:
         """Store one group and claim; return when the next look into the queues is due."""
+        with self._round_lock:
+            return self._tick()
+
+    def _tick(self) -> float:
+        self._claimer.register(self._database)
         group = self._take()
         claiming = self._claimer.due(freeing=any(item.write.event is not None for item in group))
         if not group and not self._doubtful and not (claiming and self._claimer_finds_something()):
@@ -201,8 +215,8 @@ class Committer(Service):
                 self._claimer.wake(full=True)
             return
         execution.claim = item.write.claim.after(item.write.claim.seq + 1)
-        if written.mark.value in ("pause", "cancel", "delete") and written.mark.value != execution.row.mark:
-            self._stop_run(execution, written.mark.value)
+        if (wish := execution.wish(written.mark)) is not None:
+            self._stop_run(execution, wish)
 
     def _lost(self, item: Item) -> None:
         execution = item.execution

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -73,7 +73,8 @@ class Endings:
             write.removes = report.delete
         elif report.phase is Phase.FAILED:
             write.event = Event.TASK_FAILED
-            write.errors = self._errors(execution, failures.ERROR, report.message or "failed")
+            entry = self._entry(execution, failures.ERROR, report.message or "failed")
+            write.errors = dump_errors(appended(self._kept(execution), entry))
             write.message = None
             write.removes = report.delete
         elif report.result is not None:
@@ -109,9 +110,8 @@ class Endings:
 
     def _raised(self, execution: Execution, error: BaseException) -> Write:
         if isinstance(error, RetryLater):
-            return Write(execution.claim, Event.SYS_RETRY, delay=error.delay, attempt=execution.row.attempt)
-        text = "".join(traceback.format_exception(error, limit=-20))
-        message = str(error) if isinstance(error, NoRetry) else f"{type(error).__name__}: {error}"
+            return self._retry(execution, error.delay)
+        message, text = _described(error)
         return self._failed(execution, failures.ERROR, message, text, retry=not isinstance(error, NoRetry))
 
     def _failed(
@@ -119,9 +119,18 @@ class Endings:
     ) -> Write:
         attempt = execution.row.attempt
         delay = self._retry_delay(execution, attempt) if retry else None
-        write = Write(execution.claim, Event.TASK_FAILED, errors=self._errors(execution, kind, message, text))
-        if delay is not None:
-            write.event, write.delay, write.attempt = Event.SYS_RETRY, delay, attempt + 1
+        errors = appended(self._kept(execution), self._entry(execution, kind, message, text))
+        if delay is None:
+            return Write(execution.claim, Event.TASK_FAILED, errors=dump_errors(errors))
+        write = self._retry(execution, delay, errors)
+        write.attempt = attempt + 1
+        return write
+
+    def _retry(self, execution: Execution, delay: float, errors: Sequence[dict[str, Any]] | None = None) -> Write:
+        """Return the write that gives a task back until later; if it was cancelled meanwhile, that is its end."""
+        write = Write(execution.claim, Event.SYS_RETRY, delay=delay, attempt=execution.row.attempt)
+        write.cancelled = self._cancelled(execution, self._kept(execution) if errors is None else errors)
+        write.errors = None if errors is None else dump_errors(errors)
         return write
 
     def _retry_delay(self, execution: Execution, attempt: int) -> float | None:
@@ -130,16 +139,23 @@ class Endings:
         return policy.delay(attempt, self.random())
 
     def _paused(self, execution: Execution) -> Write:
-        cancelled = self._errors(execution, failures.CANCELLED, "cancelled by a user")
+        cancelled = self._cancelled(execution, self._kept(execution))
         return Write(execution.claim, Event.SYS_PAUSE, cancelled=cancelled)
 
     def _unreadable(self, execution: Execution, reason: str) -> Write:
         note = f"node {self.settings.name} let go of it: {reason}"
-        delay = UNREADABLE_DELAY * (1.0 + self.random())
-        return Write(execution.claim, Event.SYS_RETRY, delay=delay, attempt=execution.row.attempt, note=note)
+        write = self._retry(execution, UNREADABLE_DELAY * (1.0 + self.random()))
+        write.note = note
+        return write
 
-    def _errors(self, execution: Execution, kind: str, message: str, text: str | None = None) -> str:
-        entry = failure(
+    def _cancelled(self, execution: Execution, errors: Sequence[dict[str, Any]]) -> str:
+        return dump_errors(appended(errors, self._entry(execution, failures.CANCELLED, "cancelled by a user")))
+
+    def _kept(self, execution: Execution) -> list[dict[str, Any]]:
+        return decode(execution.row.errors) if execution.row.errors else []
+
+    def _entry(self, execution: Execution, kind: str, message: str, text: str | None = None) -> dict[str, Any]:
+        return failure(
             kind,
             message,
             attempt=execution.row.attempt,
@@ -147,8 +163,6 @@ class Endings:
             time=self.now().astimezone(UTC).isoformat(timespec="milliseconds"),
             traceback=text,
         )
-        kept: list[Mapping[str, Any]] = decode(execution.row.errors) if execution.row.errors else []  # type: ignore[assignment]
-        return dump_errors(appended(kept, entry))  # type: ignore[arg-type]
 
     def _json(self, value: Any, what: str) -> str:
         return encode(value, limit=self.settings.max_context_bytes, max_depth=self.settings.max_depth, what=what)
@@ -157,6 +171,15 @@ class Endings:
 def wall_clock() -> datetime:
     """Return the time that people read."""
     return datetime.now(UTC)
+
+
+def _described(error: BaseException) -> tuple[str, str | None]:
+    """Return an exception's message and traceback; even of one whose own text cannot be had."""
+    try:
+        text = "".join(traceback.format_exception(error, limit=-20))
+        return str(error) if isinstance(error, NoRetry) else f"{type(error).__name__}: {error}", text
+    except Exception as second:  # noqa: BLE001 - __str__ is user code
+        return f"{type(error).__name__}, whose own text cannot be had: {type(second).__name__}", None
 
 
 def _message(message: str | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import sys
@@ -31,6 +32,9 @@ log = logging.getLogger("pyasync.task")
 Soon = Callable[..., None]
 END = object()
 
+CLOSING = 5.0
+"""Seconds that a generator's clean-up may take before it is cancelled too."""
+
 NO_THREAD_DELAY = 1.0
 """Seconds for which a sync task is given back by a process that cannot have another thread."""
 
@@ -51,7 +55,10 @@ class _Behind(Exception):
 
 
 class Executor:
-    """Runs executions as tasks of a task group on the loop, or in threads of their own if they are sync."""
+    """Runs executions as tasks of a task group on the loop, or in threads of their own if they are sync.
+
+    It is made by the task that hosts the group.
+    """
 
     def __init__(
         self,
@@ -75,6 +82,7 @@ class Executor:
         self._commit = commit
         self._reload = reload
         self._on_room = on_room
+        self._host = _this_task()
 
     def launch(self, executions: list[Execution]) -> None:
         """Start runs; call it on the loop."""
@@ -107,8 +115,6 @@ class Executor:
         """Run user code to its end; None if there is nothing to write about it."""
         while not execution.let_go:
             try:
-                if execution.stop.is_set():  # before it began
-                    return Stopped()
                 outcome = await self._attempt(execution)
                 execution.ending = True
                 await _until_quiet(execution)
@@ -138,7 +144,7 @@ class Executor:
         except (_Lost, _Behind):
             raise
         except BaseException as error:  # noqa: BLE001 - user code raises what it likes; the node lives on
-            if _is_cancelled():
+            if self._is_cancelled():
                 raise
             log.info("an attempt failed", extra=facts(execution), exc_info=error)
             return Raised(error)
@@ -199,7 +205,7 @@ class Executor:
                     return Stopped()
             return Returned()
         finally:
-            await _close(generator, execution)
+            await self._close(generator, execution)
 
     async def _store(self, execution: Execution, report: Report) -> None:
         await _begin_writing(execution)
@@ -221,6 +227,29 @@ class Executor:
         self._sink.submit(execution, write, reply)
         await stored.wait()
         return answers[0]  # type: ignore[no-any-return]
+
+
+    async def _close(self, generator: AsyncGenerator[Any, None], execution: Execution) -> None:
+        """Close a generator in the task that iterates it, so that its clean-up runs; even when cancelled, for a while."""
+        with anyio.move_on_after(CLOSING, shield=True):
+            try:
+                await generator.aclose()
+            except BaseException:
+                if self._is_cancelled():
+                    raise
+                log.exception("closing a task's generator failed", extra=facts(execution))
+
+    def _is_cancelled(self) -> bool:
+        """Whether we were cancelled, by a scope or with the whole loop; else user code raised it, or cancelled itself."""
+        whole_loop = self._host is not None and self._host.cancelling() > 0
+        return whole_loop or anyio.current_effective_deadline() == float("-inf")
+
+
+def _this_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # trio, which cancels by scopes only
+        return None
 
 
 async def _begin_writing(execution: Execution) -> None:
@@ -257,22 +286,6 @@ def _arguments(execution: Execution, run: Any) -> Any:
     return execution.task_type.codec.load(run.arguments) if run.resumed else run.context
 
 
-async def _close(generator: AsyncGenerator[Any, None], execution: Execution) -> None:
-    """Close a generator in the task that iterates it, so that its clean-up runs; even when cancelled, for a while."""
-    with anyio.move_on_after(5.0, shield=True):
-        try:
-            await generator.aclose()
-        except BaseException:
-            if _is_cancelled():
-                raise
-            log.exception("closing a task's generator failed", extra=facts(execution))
-
-
-def _is_cancelled() -> bool:
-    """Whether a cancel scope around us was cancelled, as opposed to user code that raised the same exception."""
-    return anyio.current_effective_deadline() == float("-inf")
-
-
 async def _stepped(generator: Any, thread: _Thread) -> AsyncGenerator[Any, None]:
     """Make a sync generator look async: each step runs in the run's own thread."""
     try:
@@ -294,7 +307,6 @@ class _Thread:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         inherited = copy_context()
         inherited.run(_outside_of_loops)
-        self._ended = False
         threading.Thread(target=inherited.run, args=(self._work,), name="pyasync-run", daemon=True).start()
 
     async def step(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

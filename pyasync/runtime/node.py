@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import os
 import random
 import sys
 import threading
@@ -21,7 +22,7 @@ import anyio.to_thread
 from pyasync import context
 from pyasync.client import Client
 from pyasync.context import AsyncStop
-from pyasync.errors import AlreadyInitialized, BlockingCall, NodeStopped
+from pyasync.errors import AlreadyInitialized, BlockingCall, DatabaseUnavailable, NodeStopped
 from pyasync.ids import new_fence
 from pyasync.registry import Lifespan, Registry
 from pyasync.runtime.claimer import Claimer
@@ -37,7 +38,7 @@ from pyasync.runtime.runs import Execution, Runs
 from pyasync.runtime.sweeper import Sweeper
 from pyasync.runtime.watcher import Watcher
 from pyasync.settings import Settings
-from pyasync.store import claims, hints, nodes, schema
+from pyasync.store import claims, hints, schema
 from pyasync.store.nodes import Beat
 
 log = logging.getLogger("pyasync.runtime")
@@ -60,6 +61,7 @@ class Node(Client):
         self.registry = Registry() if registry is None else registry
         self._state = "new"
         self._lock = threading.RLock()
+        self._pid = os.getpid()
         self._hosted, self._host_ended = threading.Event(), threading.Event()
         self._host_error: Exception | None = None
         self._build()
@@ -108,7 +110,12 @@ class Node(Client):
             on_released=self._on_released,
         )
         self._commits = Commits(
-            database=database, runs=self._runs, endings=self._endings, lost=self._lost_run, on_room=self._on_room
+            database=database,
+            runs=self._runs,
+            endings=self._endings,
+            stop=self._stop_run,
+            lost=self._lost_run,
+            on_room=self._on_room,
         )
 
     # --- starting and stopping
@@ -132,23 +139,31 @@ class Node(Client):
     def stop(self, timeout: float | None = None) -> None:
         """Hand running tasks over, then leave; blocks for at most about `timeout` (default: `stop_grace`) seconds.
 
-        Runs are told to stop; what has not reached a report by then is cancelled and let go of. Stopping twice does nothing.
+        Runs are told to stop; what has not reached a report by then is cancelled and let go of. A second call while the node
+        stops can only shorten that, and does not wait; later ones do nothing.
         """
         if context.on_event_loop():
             raise BlockingCall("stop")
+        if self.inherited:
+            return
+        until = time.monotonic() + (self.settings.stop_grace if timeout is None else timeout)
         with self._lock:
-            if self._state != "running":
-                return
-            self._state = "stopping"
-        self._hand_over(self.settings.stop_grace if timeout is None else timeout)
-        self._end_host()
-        self._database.close()
-        self._state = "stopped"
+            was = self._state
+            self._state = {"new": "stopped", "running": "stopping"}.get(was, was)
+        if was == "stopping":
+            self._stop_all(until)
+        elif was != "stopped":
+            self._leave(until, started=was == "running")
 
     async def astop(self, timeout: float | None = None) -> None:
         """Stop, as `stop` does, while the caller's loop goes on."""
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.stop, timeout)
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this process was forked from the one that made the node: what it runs and holds is that one's."""
+        return self._pid != os.getpid()
 
     def close(self) -> None:
         """Stop the node."""
@@ -183,31 +198,45 @@ class Node(Client):
             if self._host_error is not None:
                 raise self._host_error
             schema.prepare(self._database, self.settings.migrate)
-            self._register()
+            self._claimer.register(self._database)
             self._keeper.join()
         except BaseException:
             self._state = "stopped"
             self._end_host()
             self._database.close()
             raise
-        self.registry.on_change(self._keeper.beat_soon)
+        self.registry.on_change(self._on_change)
         for service in (self._keeper, self._committer, self._watcher, self._sweeper):
             service.start()
 
-    def _hand_over(self, timeout: float) -> None:
+    def _leave(self, until: float, *, started: bool) -> None:
+        try:
+            if started:
+                self._hand_over(until)
+                self._end_host()
+        finally:
+            self._database.close()
+            self._state = "stopped"
+
+    def _hand_over(self, until: float) -> None:
         """Let every run end or be let go of, store the last writes, and leave: the node's row goes last."""
         self._claimer.draining = True
+        self._committer.finish_round(LAST_WRITES)  # it may be claiming: what it claims must be told to stop, too
         self._keeper.beat_soon()
-        until = time.monotonic() + timeout
-        for execution in self._runs:
-            self._stop_run(execution, context.SHUTDOWN)
-            execution.stop_by = until if execution.stop_by is None else min(until, execution.stop_by)
-        self._watcher.wake()
-        if not self._runs.wait_until_ended(timeout + LAST_WRITES):
+        self._stop_all(until)
+        if not self._runs.wait_until_ended(max(0.0, until - time.monotonic()) + LAST_WRITES):
             log.error("some runs could not be handed over in time: their leases must run out")
         for service in (self._watcher, self._sweeper, self._committer, self._keeper):
             service.stop(LAST_WRITES)
-        self._keeper.leave()
+        try:
+            self._keeper.leave()
+        except Exception:
+            log.exception("the node's row could not be removed: its lease must run out")
+
+    def _stop_all(self, until: float) -> None:
+        for execution in self._runs:
+            self._stop_run(execution, context.SHUTDOWN, by=until)
+        self._watcher.wake()
 
     # --- the loop
 
@@ -227,9 +256,11 @@ class Node(Client):
             if self._hosted.is_set():
                 log.exception("the node's loop failed: it stops")
         finally:
-            self._hosted.set()
             self._host_ended.set()
-            if self._state == "running" and self._host_error is None:  # the host's loop ends without having stopped us
+            if not self._hosted.is_set():
+                self._host_error = self._host_error or RuntimeError("the node's loop ended before the node had started")
+                self._hosted.set()
+            elif self._state == "running":  # the host's loop ends without having stopped us
                 threading.Thread(target=self.stop, args=(0.0,), name="pyasync-stop").start()
 
     def _make_executor(self, group: Any, resources: Any) -> Executor:
@@ -246,8 +277,7 @@ class Node(Client):
         )
 
     def _end_host(self) -> None:
-        if not self._host_ended.is_set() and self._host_error is None:
-            self._hosted.wait()
+        if not self._host_ended.is_set():
             self._inbox.close()
             self._host_ended.wait(LAST_WRITES)
 
@@ -262,9 +292,6 @@ class Node(Client):
             draining=self._claimer.draining,
             types={each.name: each.version for each in self._claimer.types()},
         )
-
-    def _register(self) -> None:
-        self._database.run(nodes.register, [each.name for each in self.registry])
 
     def _on_beat(self, seen: Seen) -> None:
         self._sweeper.observe(seen.peers, seen.lost)
@@ -285,6 +312,10 @@ class Node(Client):
         for execution in self._runs:
             self._lost_run(execution)
 
+    def _on_change(self) -> None:
+        self._keeper.beat_soon()
+        self._on_released()
+
     def _on_released(self) -> None:
         self._claimer.wake(full=True)
         self._committer.wake()
@@ -301,11 +332,13 @@ class Node(Client):
         if len(self._runs) <= len(executions) or any(each.deadline is not None for each in executions):
             self._watcher.wake()
 
-    def _stop_run(self, execution: Execution, reason: str) -> None:
-        """Ask a run to stop, from any thread."""
+    def _stop_run(self, execution: Execution, reason: str, by: float | None = None) -> None:
+        """Ask a run to stop, from any thread; `by` is when it is let go of, `stop_grace` from now if it was not asked before."""
         if not execution.stop.set(reason):
+            if by is not None and execution.stop_by is not None:
+                execution.stop_by = min(by, execution.stop_by)
             return
-        execution.stop_by = time.monotonic() + self.settings.stop_grace
+        execution.stop_by = time.monotonic() + self.settings.stop_grace if by is None else by
         if isinstance(execution.stop, AsyncStop):
             self._soon(execution.stop.ring)
         self._watcher.wake()
@@ -332,14 +365,17 @@ class Node(Client):
         if execution.cancel is not None:
             execution.cancel()
 
-    def _reload(self, execution: Execution) -> bool:
-        """Read a run's row again after the database went back in time; False if its claim does not stand."""
-        row = self._database.run(claims.reload, execution.claim.task_id, execution.claim.fence)
+    def _reload(self, execution: Execution) -> None:
+        """Read a run's row again after the database went back in time; the run is lost if its claim does not stand."""
+        try:
+            row = self._database.run(claims.reload, execution.claim.task_id, execution.claim.fence)
+        except DatabaseUnavailable:
+            log.warning("a run's row cannot be read again: it is let go of", extra={"task_id": str(execution.claim.task_id)})
+            row = None
         if row is None:
             self._lost_run(execution)
-            return False
-        execution.row, execution.claim = row, execution.claim.after(row.seq)
-        return True
+        else:
+            execution.row, execution.claim = row, execution.claim.after(row.seq)
 
     # --- what a node adds to a client's verbs
 

@@ -21,7 +21,8 @@ class Reconciler:
         """Return the rows (task, fence) that memory does not know, and the runs that the database does not know."""
         before, self._strays = self._strays, {}
         for row in owned.items():
-            if runs.find(*row) is None:
+            run = runs.find(*row)
+            if run is None or run.ended:  # as far as we know; its thread may go on
                 self._strays[row] = before.get(row, 0) + 1
         vanished = [execution for execution in runs if self._vanished(execution, owned)]
         return [row for row, beats in self._strays.items() if beats >= PATIENCE], vanished

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pyasync.context import AsyncStop, Stop
 from pyasync.domain.queues import PROBATION_LOSSES
-from pyasync.domain.states import Stage
+from pyasync.domain.states import Mark, Stage
 from pyasync.domain.task import Claim
 from pyasync.registry import Body, TaskType
 
@@ -59,6 +59,11 @@ class Execution:
             return self.task_type.running
         assert self.task_type.deleting is not None, "a type without clean-up is removed, not run"
         return self.task_type.deleting
+
+    def wish(self, mark: Mark) -> str | None:
+        """Return what a user wants of the task since it was claimed, which is why it is to stop; None: nothing."""
+        wanted = mark in (Mark.PAUSE, Mark.CANCEL, Mark.DELETE) and mark.value != self.row.mark
+        return mark.value if wanted else None
 
     @property
     def on_probation(self) -> bool:

@@ -53,7 +53,7 @@ class Watcher(Service):
         """Enforce deadlines and graces, then read the marks; return when the next of these is due."""
         self._look()
         if len(self._runs) == 0:
-            return 3600.0
+            return self._interval  # not for ever: runs that are launched one on the heels of the other may not wake us
         for execution in self._runs:
             self._enforce(execution, time.monotonic())
         if self._noticed or time.monotonic() >= self._next_poll:
@@ -69,7 +69,7 @@ class Watcher(Service):
     def _read_marks(self) -> None:
         self._noticed = False
         self._next_poll = time.monotonic() + self._interval
-        for row in self._database.single(claims.marked, self._node_id()):
+        for row in self._database.attempt_single(claims.marked, self._node_id()):
             execution = self._runs.find(row.id, row.fence)
             if execution is not None and not execution.stop.is_set():
                 self._stop_run(execution, row.mark)

@@ -20,18 +20,23 @@ from pyasync.store.database import Database, Tx
 from pyasync.store.dialects import now, original
 
 
-def reach(database: Database, *, create: bool) -> None:
-    """Ask the database once. Raises DatabaseUnavailable with its own words, at once.
-
-    Unless it may `create` it, a SQLite file that is not there is none: to connect would make it.
-    """
-    where = database.url.render_as_string(hide_password=True)
-    if not create and database.dialect.embedded and not Path(str(database.url.database)).exists():
-        raise DatabaseUnavailable(where, "there is no such file")
+def reach(database: Database) -> None:
+    """Ask the database once. Raises DatabaseUnavailable with its own words, at once."""
     try:
         database.attempt_single(clock)
     except exc.SQLAlchemyError as error:
-        raise DatabaseUnavailable(where, _words(error)) from error
+        raise DatabaseUnavailable(address(database), _words(error)) from error
+
+
+def address(database: Database) -> str:
+    """Return a database's URL without its password."""
+    return database.url.render_as_string(hide_password=True)
+
+
+def missing_file(database: Database) -> str | None:
+    """Return the name of the file that a database is in, if it is not there yet: to connect would make it."""
+    name = str(database.url.database)
+    return name if database.dialect.embedded and not Path(name).exists() else None
 
 
 def _words(error: BaseException) -> str:

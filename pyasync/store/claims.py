@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,13 @@ from uuid import UUID
 
 from sqlalchemy import Row, Select, case, delete, func, literal, null, or_, select, update
 
-from pyasync.domain.failures import CRASH_LOOP, NODE_LOST, appended, failure
+from pyasync.domain.failures import CRASH_LOOP, NODE_LOST
 from pyasync.domain.queues import PROBATION_LOSSES, Queue, QueuePolicy, queue_of
 from pyasync.domain.states import ENDED, OWNED, Event, Mark, Stage, Status
 from pyasync.domain.transitions import step
 from pyasync.store.database import Tx
 from pyasync.store.dialects import after, now
-from pyasync.store.tasks import Wish, cancelled_errors, change, locked_columns
+from pyasync.store.tasks import Wish, cancelled_errors, change, locked_columns, with_error
 
 DUE_BATCH = 1_000
 LOST_BATCH = 500
@@ -69,7 +68,9 @@ def promote(tx: Tx) -> int:
 def waiting(tx: Tx, types: Sequence[str]) -> tuple[bool, float | None]:
     """Look, in one statement that locks nothing, whether tasks of some types may be claimable, and when the next is due."""
     column = tx.t.task.c
-    queued = select(literal(1)).where(column.queue.in_([queue.value for queue in Queue]), column.type.in_(types)).limit(1)
+    queued = (
+        select(literal(1)).where(column.queue.in_([queue.value for queue in Queue]), column.type.in_(types)).limit(1)
+    )
     first = select(func.min(column.due_at)).where(column.due_at.is_not(None)).scalar_subquery()
     row = tx.execute(select(queued.scalar_subquery().label("queued"), first.label("due_at"), now().label("now"))).one()
     due_in = None if row.due_at is None else (row.due_at - row.now).total_seconds()
@@ -146,10 +147,13 @@ def _take(tx: Tx, node_id: UUID, fence: UUID, offer: Offer, ids: Sequence[UUID])
         "max_losses": offer.max_losses,
         "keep": func.coalesce(column.keep, offer.keep),
     }
-    claimable = column.stage.in_([Stage.PENDING.value, Stage.PAUSED.value]), column.mark.in_(
-        [Mark.RUN.value, Mark.DELETE.value]
+    claimable = (
+        column.stage.in_([Stage.PENDING.value, Stage.PAUSED.value]),
+        column.mark.in_([Mark.RUN.value, Mark.DELETE.value]),
     )
-    taken = tx.execute(update(tx.t.task).where(column.id.in_(ids), column.queue.is_not(None), *claimable).values(values))
+    taken = tx.execute(
+        update(tx.t.task).where(column.id.in_(ids), column.queue.is_not(None), *claimable).values(values)
+    )
     if taken.rowcount != len(ids):
         raise RuntimeError(f"claimed {taken.rowcount} of {len(ids)} locked rows")
 
@@ -217,7 +221,7 @@ def _owned_by(tx: Tx, node_id: UUID) -> Select[Any]:
     column = tx.t.task.c
     stages = [stage.value for stage in OWNED]
     return (
-        select(*(column[name] for name in _TAKEN))
+        select(*(column[name] for name in _TAKEN), now().label("now"))
         .where(column.node_id == node_id, column.stage.in_(stages))
         .order_by(column.id)
         .with_for_update(skip_locked=True)
@@ -288,7 +292,7 @@ def _errors(
     if kind is not None:
         return [([row.id], _lost_errors(row, kind, lost_node)) for row in rows]
     if status.mark is Mark.CANCEL and target.stage is Stage.FAILED:
-        return [([row.id], cancelled_errors(row.errors, row.attempt)) for row in rows]
+        return [([row.id], cancelled_errors(row)) for row in rows]
     return [([row.id for row in rows], None)]
 
 
@@ -298,8 +302,7 @@ def _lost_errors(row: Row[Any], kind: str, lost_node: str | None) -> str:
         "without a report in between; it may be what kills them. Run it again when that is mended",
         NODE_LOST: f"node {lost_node} was lost while it ran this task, whose type is registered with on_node_loss='fail'",
     }
-    entry = failure(kind, reasons[kind], attempt=row.attempt, node=lost_node)
-    return json.dumps(appended(json.loads(row.errors) if row.errors else [], entry))
+    return with_error(row, kind, reasons[kind], lost_node)
 
 
 # --- retention

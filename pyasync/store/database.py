@@ -13,7 +13,6 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from sqlalchemy import Connection, Engine, Executable, create_engine, event, exc
 from sqlalchemy.engine import CursorResult, make_url
 from sqlalchemy.engine.url import URL
-from sqlalchemy.orm import Session
 
 from pyasync.errors import BadArgument, DatabaseUnavailable, ForkedProcess, TransactionDoomed
 from pyasync.store.dialects import Dialect, dialect_for, original
@@ -75,9 +74,12 @@ class Database:
         self._places = threading.BoundedSemaphore(POOL_SIZE)
         self._pid = os.getpid()
         self._survives_fork = survives_fork
-        self._failures: dict[Connection, list[BaseException]] = {}
+        self._failures: dict[Connection, list[BaseException | str]] = {}
         event.listen(self.engine, "connect", self._prepare)
         event.listen(self.engine, "handle_error", self._note_failure)
+        event.listen(self.engine, "savepoint", self._note_savepoint)
+        event.listen(self.engine, "rollback_savepoint", self._forgive)
+        event.listen(self.engine, "commit", self._refuse_commit)
 
     def run(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn(tx, ...)` in a transaction of its own and commit; transient errors begin it again for a few seconds.
@@ -137,18 +139,23 @@ class Database:
         would commit half after a deadlock or a lock timeout.
         """
         with self.transaction() as tx:
-            failures = self._failures[tx.connection] = []
+            self._failures[tx.connection] = []
             try:
                 yield tx
+                self.check(tx)
             finally:
                 del self._failures[tx.connection]
-            if failures:
-                raise self._doomed(failures[0])
+
+    def check(self, tx: Tx) -> None:
+        """Raise TransactionDoomed if a statement has failed in a guarded transaction, outside of a savepoint rolled back."""
+        for failure in self._failures.get(tx.connection, ()):
+            if isinstance(failure, BaseException):
+                raise self._doomed(failure)
 
     def bind(self, connection: Any) -> Tx:
         """Return a caller's Connection or Session as a transaction that the caller commits."""
-        if isinstance(connection, Session):
-            connection = connection.connection()
+        if not isinstance(connection, Connection) and callable(getattr(connection, "connection", None)):
+            connection = connection.connection()  # a Session, or a scoped one; importing the ORM to ask would cost a lot
         if not isinstance(connection, Connection):
             raise BadArgument(
                 f"connection= takes a SQLAlchemy Connection or Session, not {type(connection).__name__}; "
@@ -181,6 +188,20 @@ class Database:
         failures = self._failures.get(context.connection)
         if failures is not None:
             failures.append(context.original_exception)
+
+    def _note_savepoint(self, connection: Connection, name: str) -> None:
+        if connection in self._failures:
+            self._failures[connection].append(name)
+
+    def _forgive(self, connection: Connection, name: str, context: object) -> None:
+        """Forget what failed since a savepoint to which the user's code goes back; if that fails, it is noted as all else."""
+        failures = self._failures.get(connection, [])
+        if name in failures:
+            del failures[failures.index(name) :]
+
+    def _refuse_commit(self, connection: Connection) -> None:
+        if connection in self._failures:
+            raise BadArgument("work must not commit: its writes and the report are committed together, when it returns")
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

@@ -22,13 +22,13 @@ _NOW = {
     "postgresql": "statement_timestamp()",
     "mysql": "utc_timestamp(6)",
     "mariadb": "utc_timestamp(6)",
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now')",  # six digits, as in what we bind: compared as text
 }
 _AFTER = {
     "postgresql": "statement_timestamp() + make_interval(secs => {})",
     "mysql": "timestampadd(microsecond, 1000000 * ({}), utc_timestamp(6))",
     "mariadb": "timestampadd(microsecond, 1000000 * ({}), utc_timestamp(6))",
-    "sqlite": "strftime('%Y-%m-%d %H:%M:%f', 'now', ({}) || ' seconds')",
+    "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now', ({}) || ' seconds')",
 }
 
 _MIGRATION = 3600.0  # seconds: what a change of a large table, or the wait for another process's, may take
@@ -216,7 +216,7 @@ class MySQL(Dialect):
     """MariaDB 10.6 and MySQL 8 and later, through PyMySQL."""
 
     name = "mysql"
-    kinds = {"id": "varchar(32)", "text": "longtext", "int": "bigint", "real": "double"}
+    kinds = {"id": "varchar(32)", "text": "longtext character set utf8mb4", "int": "bigint", "real": "double"}
     has_schemas = True
     _transient = frozenset(
         {
@@ -318,7 +318,7 @@ class SQLite(Dialect):
     skips_locked = False
     has_schemas = False
     embedded = True
-    _busy, _locked, _full, _protocol = 5, 6, 13, 15
+    _busy, _locked, _full, _cannot_open, _protocol = 5, 6, 13, 14, 15
 
     def autocommit(self, connection: Connection) -> AbstractContextManager[None]:
         return nullcontext()  # the driver's isolation level is None, see `prepare`
@@ -335,7 +335,7 @@ class SQLite(Dialect):
 
     def is_transient(self, error: BaseException) -> bool:
         code = getattr(error, "sqlite_errorcode", None)
-        return code is not None and code & 0xFF in (self._busy, self._locked, self._full, self._protocol)
+        return code is not None and code & 0xFF in (self._busy, self._locked, self._full, self._cannot_open, self._protocol)
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         sql = batch.rendered.get(self.name) or self._rendered(connection, batch)

@@ -87,6 +87,11 @@ class Line:
         if fast:
             self.key = self._link.ask(self._locks.take)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the session has ended; a statement that merely failed does not end it."""
+        return self._link.closed
+
     def run(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn(tx, ...)`, each of whose statements commits by itself (on SQLite: all of them together).
 

@@ -93,6 +93,16 @@ class Link:
             self._connection.invalidate()  # a plain close would roll back first, and so wait for a server that hangs
             self._connection.close()
 
+    def disown(self) -> None:
+        """Leave the session to the process that it belongs to."""
+        self.closed = True
+        with suppress(AttributeError):
+            self.driver.rollback = _nothing  # which the pool calls, and complains if it fails, when this is collected
+
+
+def _nothing() -> None:
+    pass
+
 
 def _engine_beside(database: Database, deadline: float) -> Engine:
     """Return an engine with a pool for this one connection: however drained the others are, it is not held back."""
@@ -159,6 +169,8 @@ def _cut_all() -> None:
         fileno = owner.fileno()
         if fileno is not None and fileno >= 0:
             os.dup2(nowhere, fileno, inheritable=False)
+        if isinstance(owner, Link):
+            owner.disown()
     os.close(nowhere)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -42,6 +42,8 @@ from pyasync.store.database import Tx
 from pyasync.store.dialects import after, now
 from pyasync.store.types import Real
 
+T = TypeVar("T")
+
 BATCH = 1_000
 KEY_TRIES = 5
 
@@ -53,16 +55,30 @@ def create(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[UUID]:
 
     A row has the columns' values, and `auto_run`, `run_at` and `delay` for when it may run.
     """
-    ids = [row["id"] for row in rows]
+    holders: dict[_Key, UUID] = {}
+    refused: set[UUID] = set()
     missing = list(rows)
     for _ in range(KEY_TRIES):
-        _insert(tx, missing)
-        holders = _holders(tx, [row for row in missing if row["key_name"] is not None])
-        missing = [row for row in missing if row["key_name"] is not None and _key(row) not in holders]
-        ids = [holders.get(_key(row), known) for row, known in zip(rows, ids, strict=True)]
-        if not missing:  # else the holder of a key ended between our two statements
-            return ids
+        _insert(tx, _firsts(missing))
+        absent = _absent(tx, missing)
+        holders |= _holders(tx, absent)
+        missing = [row for row in absent if _key(row) not in holders]
+        refused |= {row["id"] for row in absent} - {row["id"] for row in missing}
+        if not missing:  # else the holder of a key ended between our statements
+            return [holders.get(_key(row), row["id"]) if row["id"] in refused else row["id"] for row in rows]
     raise KeyTaken(missing[0]["id"], missing[0]["key_name"], None)
+
+
+def _firsts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out rows that repeat an id or a key: the first is to be stored, in whichever order rows are inserted."""
+    firsts: list[dict[str, Any]] = []
+    seen: set[UUID | _Key] = set()
+    for row in rows:
+        names = {row["id"]} if row["key_name"] is None else {row["id"], _key(row)}
+        if seen.isdisjoint(names):
+            firsts.append(row)
+        seen |= names
+    return firsts
 
 
 def _insert(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
@@ -126,19 +142,40 @@ def _key(row: dict[str, Any]) -> _Key:
     return (row["user_name"], row["type"], row["key_name"])
 
 
-def _holders(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[_Key, UUID]:
-    """Find who holds the keys, reading what is committed now even inside a caller's repeatable read."""
-    if not rows:
-        return {}
+def _absent(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows that a key kept out; one whose id is there is itself the answer, whoever has its key by now."""
     column = tx.t.task.c
-    found = tx.execute(
-        select(column.id, column.user_name, column.type, column.held_key)
-        .where(column.held_key.in_({row["key_name"] for row in rows}))
-        .where(column.user_name.in_({row["user_name"] for row in rows}))
-        .where(column.type.in_({row["type"] for row in rows}))
-        .with_for_update(read=True)
-    )
-    return {(row.user_name, row.type, row.held_key): row.id for row in found}
+    keyed = [row for row in rows if row["key_name"] is not None]
+    there: set[UUID] = set()
+    for some in _batches(keyed):
+        query = select(column.id).where(column.id.in_([row["id"] for row in some]))
+        there |= set(tx.execute(query.with_for_update(read=True, key_share=True)).scalars())
+    return [row for row in keyed if row["id"] not in there]
+
+
+def _holders(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[_Key, UUID]:
+    """Find who holds the keys, reading what is committed now even inside a caller's repeatable read.
+
+    A statement for each user and type: for several at once, SQLite would go through the whole table.
+    """
+    column = tx.t.task.c
+    holders: dict[_Key, UUID] = {}
+    keys: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        keys.setdefault((row["user_name"], row["type"]), {})[row["key_name"]] = None
+    for (user, type_), names in keys.items():
+        for some in _batches(list(names)):
+            query = select(column.held_key, column.id).where(
+                column.user_name == user, column.type == type_, column.held_key.in_(some)
+            )
+            found = tx.execute(query.with_for_update(read=True, key_share=True))
+            holders |= {(user, type_, row.held_key): row.id for row in found}
+    return holders
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut what goes into one statement: PostgreSQL takes 65,535 parameters, SQLite may take 32,766."""
+    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
 
 
 def known_types(tx: Tx, types: Iterable[str]) -> set[str]:
@@ -202,7 +239,11 @@ def _older_than(tx: Tx, task_id: UUID) -> ColumnElement[bool]:
 def count(tx: Tx, wanted: Filter) -> dict[State, int]:
     """Count tasks by what people see of them."""
     column = tx.t.task.c
-    query = select(column.stage, column.mark, func.count()).where(*_conditions(tx, wanted)).group_by(column.stage, column.mark)
+    query = (
+        select(column.stage, column.mark, func.count())
+        .where(*_conditions(tx, wanted))
+        .group_by(column.stage, column.mark)
+    )
     counted: dict[State, int] = {}
     for stage, mark, number in tx.execute(query):
         state = state_of(Status(Stage(stage), Mark(mark)))
@@ -337,8 +378,8 @@ class Wish:
 
 
 def locked_columns(tx: Tx) -> list[Any]:
-    """Return the columns that a user's verb decides by."""
-    return [tx.t.task.c[name] for name in _LOCKED]
+    """Return the columns that a user's verb decides by, and the database's time."""
+    return [*(tx.t.task.c[name] for name in _LOCKED), now().label("now")]
 
 
 _LOCKED = "id stage mark losses errors attempt user_name type key_name due_at".split()  # noqa: SIM905
@@ -369,19 +410,29 @@ def mark_all(tx: Tx, wanted: Filter, wish: Wish, *, after: UUID | None, limit: i
     if after is not None:
         query = query.where(column.id > after)
     rows = _locking(tx, query)
-    rows = [row for row in rows if not _key_is_taken(tx, wish, row)]
-    for row in rows:
-        change(tx, wish, [row]) if row.key_name is not None else None
-    change(tx, wish, [row for row in rows if row.key_name is None])
-    return len(rows), rows[-1].id if len(rows) == limit else None
+    takers = [row for row in rows if _takes_key(wish, row)]
+    others = [row for row in rows if not _takes_key(wish, row)]
+    change(tx, wish, others)
+    changed = len(others) + sum(_took_key(tx, wish, row) for row in takers)
+    return changed, rows[-1].id if len(rows) == limit else None
+
+
+def _takes_key(wish: Wish, row: Row[Any]) -> bool:
+    return wish.event is Event.USER_RUN and row.stage in ENDED and row.key_name is not None
+
+
+def _took_key(tx: Tx, wish: Wish, row: Row[Any]) -> bool:
+    try:
+        change(tx, wish, [row])
+    except KeyTaken:
+        return False
+    return True
 
 
 def lock(tx: Tx, task_id: UUID, *, user: str | None = None) -> Row[Any]:
     """Lock one task's row and return it as it is now, whatever the caller's snapshot shows. Raises TaskNotFound."""
     column = tx.t.task.c
-    rows = _locking(
-        tx, select(*locked_columns(tx)).where(column.id == task_id, *_owned_by(tx, user))
-    )
+    rows = _locking(tx, select(*locked_columns(tx)).where(column.id == task_id, *_owned_by(tx, user)))
     if not rows:
         raise TaskNotFound(task_id)
     return rows[0]
@@ -467,14 +518,25 @@ def _run_again(tx: Tx, wish: Wish, status: Status, target: Status) -> dict[str, 
     column = tx.t.task.c
     values: dict[str, Any] = {}
     if status.stage in ENDED:
-        values |= {"attempt": 1, "losses": 0, "done_at": None, "purge_at": None, "held_key": column.key_name, "result": None}
+        values |= {
+            "attempt": 1,
+            "losses": 0,
+            "done_at": None,
+            "purge_at": None,
+            "held_key": column.key_name,
+            "result": None,
+        }
         values |= {"queue": case((column.run_at > now(), null()), else_=Queue.RUN.value)}
     if wish.now:
         tried = column.losses >= PROBATION_LOSSES
-        queue = Queue.RUN.value if status.stage in ENDED else case((tried, Queue.PROBATION.value), else_=Queue.RUN.value)
-        values |= {"run_at": None, "due_at": None, "queue": queue, "ready_at": now()}
+        queue = (
+            Queue.RUN.value if status.stage in ENDED else case((tried, Queue.PROBATION.value), else_=Queue.RUN.value)
+        )
+        values |= {"run_at": None, "due_at": None, "queue": queue}
+        if target == status:  # who waits in a queue already keeps the place; MariaDB sets ready_at before due_at
+            values["ready_at"] = case((column.due_at.is_not(None), now()), else_=column.ready_at)
     if wish.restart:
-        values |= {"context": None, "progress": None, "message": None, "version": 0}
+        values |= {"context": None, "progress": None, "message": None, "result": None, "version": 0}
     return values
 
 
@@ -482,18 +544,19 @@ def _cancel(tx: Tx, rows: Sequence[Row[Any]], values: dict[str, Any], same: Colu
     table = tx.t.task
     key: BindParameter[Any] = bindparam("task_id", type_=table.c.id.type)
     cancelling = update(table).where(table.c.id == key, same).values(values | {"errors": bindparam("all_errors")})
-    tx.execute(cancelling, [{"task_id": row.id, "all_errors": cancelled_errors(row.errors, row.attempt)} for row in rows])
+    tx.execute(cancelling, [{"task_id": row.id, "all_errors": cancelled_errors(row)} for row in rows])
 
 
-def cancelled_errors(errors: str | None, attempt: int) -> str:
-    """Return a row's errors with the one that says that it was cancelled."""
-    entry = failure(CANCELLED, "cancelled by a user", attempt=attempt)
-    return json.dumps(appended(json.loads(errors) if errors else [], entry))
+def cancelled_errors(row: Row[Any]) -> str:
+    """Return a locked row's errors with the one that says that it was cancelled."""
+    return with_error(row, CANCELLED, "cancelled by a user")
 
 
-def _key_is_taken(tx: Tx, wish: Wish, row: Row[Any]) -> bool:
-    takes = wish.event is Event.USER_RUN and row.stage in ENDED and row.key_name is not None
-    return takes and _holder(tx, row) is not None
+def with_error(row: Row[Any], kind: str, message: str, node: str | None = None) -> str:
+    """Return what is stored of a locked row's errors when there is one more."""
+    time = row.now.isoformat(timespec="milliseconds")
+    entry = failure(kind, message, attempt=row.attempt, node=node, time=time)
+    return json.dumps(appended(json.loads(row.errors) if row.errors else [], entry))
 
 
 def _holder(tx: Tx, row: Row[Any]) -> UUID | None:

@@ -82,6 +82,8 @@ class Written:
     fate: Fate
     mark: Mark = Mark.NONE
     seq: int = 0
+    read: bool = False
+    """Found by reading: another statement stored it, if it is stored."""
 
 
 def write(tx: Tx, writes: Sequence[Write]) -> list[Written]:
@@ -131,7 +133,8 @@ def _read_back(tx: Tx, writes: Sequence[Write]) -> dict[UUID, Written]:
     column = tx.t.task.c
     query = select(column.id, column.fence, column.seq, column.stage, column.mark)
     rows = {row.id: row for row in tx.execute(query.where(column.id.in_([each.claim.task_id for each in writes])))}
-    return {each.claim.task_id: judge(each, rows.get(each.claim.task_id)) for each in writes}
+    judged = {each.claim.task_id: judge(each, rows.get(each.claim.task_id)) for each in writes}
+    return {task_id: replace(written, read=True) for task_id, written in judged.items()}
 
 
 def judge(doubtful: Write, row: Any) -> Written:
@@ -217,7 +220,8 @@ def _ending_assignments() -> dict[str, str]:
     ended = _when(lambda status: status.stage in ENDED)
     unkeyed = _when(lambda status: status.stage in ENDED or status.mark is Mark.DELETE)
     deleted = f"was.stage = '{Stage.RUNNING.value}' and was.mark = '{Mark.DELETE.value}'"
-    cancelled = f"was.mark = '{Mark.CANCEL.value}' and v.event = '{Event.SYS_PAUSE.value}'"
+    stopped = f"v.event in ('{Event.SYS_PAUSE.value}', '{Event.SYS_RETRY.value}')"
+    cancelled = f"was.mark = '{Mark.CANCEL.value}' and {stopped}"
     waits = f"{waits} and not ({deleted})"
     return _KEPT | {
         "seq": "task.seq + 1",

@@ -45,6 +45,8 @@ def test_backoff_is_five_growing_retries_by_default() -> None:
 
 def test_longest_list_and_longest_wait_are_allowed() -> None:
     assert len(dump_retry([0.0] * 10_000)) == 10_000
+    assert Backoff(attempts=10_000).attempts == 10_000
+    assert dump_retry([0.5]) == [0.5]
     assert dump_retry([3_162_240_000]) == [3_162_240_000.0]
     with pytest.raises(BadArgument, match="retry"):
         dump_retry([3_162_240_001])

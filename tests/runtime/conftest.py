@@ -1,4 +1,4 @@
-"""What the tests of the runtime begin with: nodes with short settings, which are stopped at the end, and another program."""
+"""What the tests of the runtime begin with: nodes with short settings, stopped at the end, and another program."""
 
 from __future__ import annotations
 

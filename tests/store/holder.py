@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self
 
 from sqlalchemy import text
@@ -19,13 +20,19 @@ from pyasync.store.database import Database, Tx
 from pyasync.store.line import Line, open_line
 from pyasync.store.probes import held
 
+LEASE = 300.0  # nobody beats, and MariaDB ends a session that is silent for a lease
+
 
 class Holder:
     """Another process that holds a line."""
 
     def __init__(self, url: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.store.holder", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.store.holder", url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # so that a complaint is taken for the answer
+            text=True,
         )
         self.key = self._read()
 
@@ -59,7 +66,7 @@ class Holder:
 
 
 def main(url: str) -> None:
-    database = Database(url, Settings())
+    database = Database(url, Settings(lease=LEASE))
     line = open_line(database, fast=True, deadline=5.0)
     _say(str(line.key))
     for word in sys.stdin:
@@ -91,7 +98,7 @@ def _one(tx: Tx) -> int:
 
 def _reopen(line: Line, database: Database) -> str:
     """Open a line of the child's own, as a node that is started after the fork does."""
-    own = open_line(Database(database.url, Settings()), fast=True, deadline=5.0)
+    own = open_line(Database(database.url, Settings(lease=LEASE)), fast=True, deadline=5.0)
     key = own.key
     line.close()
     verified = own.verify() == key
@@ -101,6 +108,9 @@ def _reopen(line: Line, database: Database) -> str:
 
 def _close(line: Line, database: Database) -> str:
     line.close()
+    if line._link.fileno() is not None:
+        with suppress(Exception):
+            line._link.driver.close()  # says goodbye to the server, which a driver may do whenever it is collected
     return "closed"
 
 

@@ -1,4 +1,4 @@
-"""Rows put into any status by SQL, and read back as they are: the tests' own way to the table, beside the code under test."""
+"""Rows put into any status by SQL, and read back as they are: the tests' own way to the table."""
 
 from __future__ import annotations
 
@@ -191,3 +191,29 @@ def raised(error: type[Exception], call: Callable[[], object]) -> Exception:
     except error as caught:
         return caught
     raise AssertionError(f"{error.__name__} was not raised")
+
+
+def changes(before: Any, after: Any) -> dict[str, Any]:
+    """Return the columns of a row that differ, with their new values."""
+    old, new = before._mapping, after._mapping
+    return {name: new[name] for name in new if new[name] != old[name]}
+
+
+def faults(row: Any) -> list[str]:
+    """Return what in a row contradicts something else in it: nothing, after whatever was done to it."""
+    status, owned = f"{row.stage}, {row.mark}", row.stage in ("running", "deleting")
+    waits = row.due_at is not None
+    queues = {None} if waits or status not in _QUEUES else {_QUEUES[status], "probation"}
+    rules = {
+        f"queue {row.queue}": row.queue in queues,
+        "probation": (row.queue == "probation") == (row.losses >= 2 and row.queue is not None),
+        "ready_at": row.queue is None or row.ready_at is not None,
+        "due_at": not waits or row.stage == "pending",
+        "node_id": (row.node_id is not None) == owned,
+        "fence": not owned or row.fence is not None,
+        "done_at": row.done_at is not None or row.stage not in ("finished", "failed"),
+        "not done": row.done_at is None or row.stage in ("finished", "failed") or row.mark == "delete",
+        "held_key": row.held_key is None or (row.stage not in ("finished", "failed") and row.mark != "delete"),
+        "purge_at": row.purge_at is None or row.stage in ("finished", "failed"),
+    }
+    return [f"({status}): {name}" for name, holds in rules.items() if not holds]

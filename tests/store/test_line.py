@@ -20,7 +20,7 @@ from pyasync.store import lockfiles, locks
 from pyasync.store.database import POOL_SIZE, Database, Tx
 from pyasync.store.line import MARK, NAME_LIMIT, RUN, Line, LineLost, channel, notify, open_line
 from pyasync.store.probes import held
-from tests.store.holder import Holder
+from tests.store.holder import LEASE, Holder
 from tests.waiting import until
 
 DEADLINE = 5.0
@@ -43,7 +43,7 @@ def line(database: Database) -> Iterator[Line]:
 
 
 def _opened(url: str, **settings: Any) -> Iterator[Database]:
-    database = Database(url, Settings(**settings))
+    database = Database(url, Settings(**{"lease": LEASE} | settings))
     yield database
     database.close()
 
@@ -225,6 +225,7 @@ def test_session_that_breaks_under_a_statement_is_never_replaced_in_silence(data
     with pytest.raises(DBAPIError):
         until(lambda: line.run(_one) == 0, AT_ONCE, "the session to be gone")
 
+    assert line.closed
     with pytest.raises(LineLost):
         line.run(_one)
     with pytest.raises(LineLost):
@@ -235,6 +236,7 @@ def test_statement_that_fails_leaves_the_line_as_it_was(database: Database, line
     with pytest.raises(DBAPIError):
         line.run(lambda tx: tx.execute(text("select nothing from nowhere")))
 
+    assert not line.closed
     assert line.run(_one) == 1
     assert line.verify() == line.key is not None
 

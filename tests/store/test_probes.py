@@ -22,7 +22,7 @@ from pyasync.store.line import Line, LineLost, open_line
 from pyasync.store.probes import Probe, forget, held, sweep
 from tests.conftest import cannot_be_had
 from tests.servers import MariaDB, PostgreSQL, PrivateServer, Unavailable
-from tests.store.holder import Holder
+from tests.store.holder import LEASE, Holder
 from tests.waiting import until
 
 DEADLINE = 5.0
@@ -51,7 +51,7 @@ def probe(database: Database) -> Iterator[Probe]:
 
 
 def _opened(url: str, **settings: Any) -> Iterator[Database]:
-    database = Database(url, Settings(**settings))
+    database = Database(url, Settings(**{"lease": LEASE} | settings))
     yield database
     database.close()
 

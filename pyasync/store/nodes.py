@@ -81,7 +81,8 @@ def peers(tx: Tx, node_id: UUID) -> list[Peer]:
     """Return the other nodes that count as alive."""
     column = tx.t.node.c
     query = select(column.id, column.name, column.counter, column.session_key, column.lease)
-    return [Peer(*row) for row in tx.execute(query.where(column.id != node_id, column.lost.is_(False)))]
+    rows: Sequence[Any] = tx.execute(query.where(column.id != node_id, column.lost.is_(False))).all()
+    return [Peer(*row) for row in rows]
 
 
 def declare_lost(tx: Tx, peer: Peer) -> bool:

@@ -245,9 +245,9 @@ def count(tx: Tx, wanted: Filter) -> dict[State, int]:
         .group_by(column.stage, column.mark)
     )
     counted: dict[State, int] = {}
-    for stage, mark, number in tx.execute(query):
-        state = state_of(Status(Stage(stage), Mark(mark)))
-        counted[state] = counted.get(state, 0) + number
+    for row in tx.execute(query):
+        state = state_of(Status(Stage(row[0]), Mark(row[1])))
+        counted[state] = counted.get(state, 0) + row[2]
     return counted
 
 
@@ -348,7 +348,7 @@ def facts(tx: Tx, task_id: UUID, *, user: str | None = None) -> Facts:
     if row is None:
         raise TaskNotFound(task_id)
     held = select(column.node_id, func.count()).where(column.node_id.is_not(None)).group_by(column.node_id)
-    running = {node_id: number for node_id, number in tx.execute(held)}
+    running = {row[0]: row[1] for row in tx.execute(held)}
     query = select(node.id, node.name, node.types, node.slots, node.draining, node.beat_at, node.lease)
     nodes = [
         NodeFacts(

@@ -56,14 +56,13 @@ def test_it_holds_what_it_promises_and_leaves_nothing_behind(tmp_path: Path, sql
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_stops_its_nodes(tmp_path: Path, sqlite_url: str, number: int) -> None:
-    with demo(tmp_path, sqlite_url) as process:
-        with Client(sqlite_url, migrate="auto") as client:
-            until(client.get_nodes, PATIENCE, "a node")
+    with demo(tmp_path, sqlite_url) as process, Client(sqlite_url, migrate="auto") as client:
+        until(client.get_nodes, PATIENCE, "a node")
 
-            process.send_signal(number)
+        process.send_signal(number)
 
-            assert process.wait(PATIENCE) == 130
-            assert client.get_nodes() == []
+        assert process.wait(PATIENCE) == 130
+        assert client.get_nodes() == []
     assert not list(tmp_path.glob("pyasync-demo-*"))
 
 

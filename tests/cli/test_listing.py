@@ -20,7 +20,7 @@ def test_a_table_has_the_newest_first(cli: Run, create: Create, url: str) -> Non
     ran = cli("list")
 
     assert ran.code == 0
-    assert ran.lines[0].split() == "ID TYPE USER GROUP STATE PROGRESS TRY AGE NODE MESSAGE".split()
+    assert ran.lines[0].split() == ["ID", "TYPE", "USER", "GROUP", "STATE", "PROGRESS", "TRY", "AGE", "NODE", "MESSAGE"]
     assert ran.lines[1].split()[:4] == [str(second)[:18], "invoice", "bob", "INIT"]
     assert ran.lines[2].split()[:5] == [str(first)[:18], "report", "ann", "g", "PENDING"]
 

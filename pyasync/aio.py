@@ -1,4 +1,6 @@
-"""The verbs for async code: the same names, awaited. Each is derived from its blocking twin and runs in a worker thread."""
+"""The verbs for async code: the same names, awaited. Each is derived from its blocking twin and runs in a worker
+thread.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class awaitable(Generic[P, R]):  # noqa: N801 - reads as the adjective that it is
+class awaitable(Generic[P, R]):
     """A verb of Client as one of AsyncClient: the same arguments, awaited."""
 
     def __init__(self, verb: Callable[Concatenate[Any, P], R]) -> None:
@@ -96,7 +98,9 @@ class AsyncClient:
         raise AssertionError("waiting ends with a task")
 
     async def result(self, id: UUID, timeout: float | None = None, *, user: str | None = None) -> Any:
-        """Wait until a task is finished, and return its result. Raises TaskFailed, TaskCancelled, TimeoutError, TaskNotFound."""
+        """Wait until a task is finished, and return its result. Raises TaskFailed, TaskCancelled, TimeoutError,
+        TaskNotFound.
+        """
         return result_of(await self.wait_task(id, timeout, user=user))
 
     async def watch_task(self, id: UUID, *, user: str | None = None) -> AsyncIterator[Task]:
@@ -109,7 +113,9 @@ class AsyncClient:
                 await anyio.sleep(step)
 
     async def _step(self, steps: Any) -> Any:
-        """Do the next step of a waiting verb, which may look into the database; a generator's return value is its last."""
+        """Do the next step of a waiting verb, which may look into the database; a generator's return value is its
+        last.
+        """
         return await anyio.to_thread.run_sync(_next, steps, limiter=self._limiter)
 
 

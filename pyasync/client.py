@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, TypedDict, TypeVar, Unpack, cast
 from uuid import UUID
@@ -39,7 +38,9 @@ FIRST_LOOK, LONGEST_LOOK = 0.005, 0.5
 
 
 class Selection(TypedDict, total=False):
-    """Which tasks; what is left out, or None, does not restrict. Names are equal byte for byte; lists are alternatives."""
+    """Which tasks; what is left out, or None, does not restrict. Names are equal byte for byte; lists are
+    alternatives.
+    """
 
     user: str | None
     group: str | None
@@ -57,8 +58,8 @@ class Client:
     """A system's tasks, by verbs that block. The twins for async code are on `pyasync.aio.AsyncClient`.
 
     `database` is a URL or a SQLAlchemy Engine or AsyncEngine. Every verb but the waiting ones takes `connection=`: a
-    Connection or Session whose transaction it becomes a part of. Every verb of one task takes `user=`: another user's task is
-    TaskNotFound.
+    Connection or Session whose transaction it becomes a part of. Every verb of one task takes `user=`: another user's
+    task is TaskNotFound.
     """
 
     _survives_fork = True
@@ -112,7 +113,8 @@ class Client:
         `arguments` is any JSON value. `run_at` (aware) or `delay` (seconds): not before. Higher `priority` goes first.
         `retry`, `timeout` and `keep` override those of the type. `headers` is for the host's own use.
 
-        Raises TypeNotRegistered, BadArgument, ContextNotSerializable, ContextTooLarge, NameTooLong; nothing is then written.
+        Raises TypeNotRegistered, BadArgument, ContextNotSerializable, ContextTooLarge, NameTooLong; nothing is then
+        written.
         """
         new = NewTask(
             type=type,
@@ -190,18 +192,22 @@ class Client:
     ) -> None:
         """Run a task that was created with `auto_run=False`, is paused, or has failed, from its last checkpoint.
 
-        `restart=True`: from its arguments. `now=True`: even if its time lies ahead. Raises TaskNotFound, InvalidTransition, and
-        KeyTaken if it failed and another task holds its key by now.
+        `restart=True`: from its arguments. `now=True`: even if its time lies ahead. Raises TaskNotFound,
+        InvalidTransition, and KeyTaken if it failed and another task holds its key by now.
         """
         wish = Wish(Event.USER_RUN, now=now, restart=restart)
         self._call("run_task", connection, tasks.mark, _id(id), wish, user=user, hint=hints.RUN)
 
     def pause_task(self, id: UUID, *, user: str | None = None, connection: Any = None) -> None:
-        """Stop a task at its next report, or before it starts; `run_task` lets it go on. Raises TaskNotFound, InvalidTransition."""
+        """Stop a task at its next report, or before it starts; `run_task` lets it go on. Raises TaskNotFound,
+        InvalidTransition.
+        """
         self._wish("pause_task", Event.USER_PAUSE, id, user, connection, hints.MARK)
 
     def cancel_task(self, id: UUID, *, user: str | None = None, connection: Any = None) -> None:
-        """End a task as failed, keeping its row; `run_task` can run it again. Raises TaskNotFound, InvalidTransition."""
+        """End a task as failed, keeping its row; `run_task` can run it again. Raises TaskNotFound,
+        InvalidTransition.
+        """
         self._wish("cancel_task", Event.USER_CANCEL, id, user, connection, hints.MARK)
 
     def delete_task(self, id: UUID, *, force: bool = False, user: str | None = None, connection: Any = None) -> None:
@@ -305,7 +311,9 @@ class Client:
         )
 
     def count_tasks(self, *, connection: Any = None, **filter: Unpack[Selection]) -> dict[State, int]:
-        """Count tasks by state; the filter is that of `get_tasks`, without paging. States without tasks are left out."""
+        """Count tasks by state; the filter is that of `get_tasks`, without paging. States without tasks are left
+        out.
+        """
         return self._call("count_tasks", connection, tasks.count, as_filter({**filter}), single=True)
 
     def find_ids(self, prefix: str, *, limit: int = 2) -> list[UUID]:
@@ -326,15 +334,21 @@ class Client:
     # --- wait
 
     def wait_task(self, id: UUID, timeout: float | None = None, *, user: str | None = None) -> Task:
-        """Block until a task is finished or failed, and return it. Raises TimeoutError after `timeout` seconds; TaskNotFound."""
+        """Block until a task is finished or failed, and return it. Raises TimeoutError after `timeout` seconds;
+        TaskNotFound.
+        """
         return self._drive("wait_task", self._waiting(id, timeout, user))
 
     def result(self, id: UUID, timeout: float | None = None, *, user: str | None = None) -> Any:
-        """Block until a task is finished, and return its result. Raises TaskFailed, TaskCancelled, TimeoutError, TaskNotFound."""
+        """Block until a task is finished, and return its result. Raises TaskFailed, TaskCancelled, TimeoutError,
+        TaskNotFound.
+        """
         return result_of(self._drive("result", self._waiting(id, timeout, user)))
 
     def watch_task(self, id: UUID, *, user: str | None = None) -> Iterator[Task]:
-        """Iterate over a task as it changes: one for each new report or state, of which some may be skipped, until it ends."""
+        """Iterate over a task as it changes: one for each new report or state, of which some may be skipped, until it
+        ends.
+        """
         self._refuse_loop("watch_task")
         for step in self._watching(id, user):
             if isinstance(step, Task):

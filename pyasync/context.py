@@ -116,9 +116,9 @@ class Run(_BaseRun[C]):
     def commit(self, report: Any, work: Callable[[Any], Any]) -> Any:
         """Call `work(connection)` and store `report` in one transaction; return what `work` returned.
 
-        `work` takes a SQLAlchemy Connection to the task database (`Session(connection)` works), must be repeatable, since
-        transient errors call it again in a fresh transaction, and must not commit. The report is written last and guarded:
-        either both are stored, or neither is. A bare value is a context; `Finished(...)` ends the task.
+        `work` takes a SQLAlchemy Connection to the task database (`Session(connection)` works), must be repeatable,
+        since transient errors call it again in a fresh transaction, and must not commit. The report is written last and
+        guarded: either both are stored, or neither is. A bare value is a context; `Finished(...)` ends the task.
 
         Raises ClaimLost if the task is no longer this run's, TransactionDoomed if `work` hid an error of the database.
         """

@@ -25,8 +25,8 @@ _client: Client | None = None
 def init(database: Any, *, registry: Registry | None = None, run: bool = True, **settings: Any) -> Client:
     """Make and start the default node, on a loop in a thread of its own, and return it.
 
-    `database` is a URL or a SQLAlchemy Engine or AsyncEngine; `run=False` only creates and queries: no lease, no threads.
-    Raises AlreadyInitialized, SettingInvalid, SchemaOutdated, DatabaseUnavailable.
+    `database` is a URL or a SQLAlchemy Engine or AsyncEngine; `run=False` only creates and queries: no lease, no
+    threads. Raises AlreadyInitialized, SettingInvalid, SchemaOutdated, DatabaseUnavailable.
     """
     client = make(database, registry=registry, run=run, **settings)
     if isinstance(client, Node):

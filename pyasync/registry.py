@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Any, Generic, TypeVar, get_type_hints, overload
@@ -55,7 +55,7 @@ class TaskType:
     max_losses: int | None = 3
     concurrency: int | None = None
     keep: float | None = None
-    codec: Codec = Codec(None)
+    codec: Codec = field(default_factory=lambda: Codec(None))
     version: int = 0
     upgrade: Callable[[Any, int], Any] | None = None
 
@@ -137,10 +137,10 @@ class Registry:
 
         `implementation` is a class with `running(self, run)` and optionally `deleting(self, run)`, each a generator of
         reports; or a generator function of the run; or a plain function of the arguments; or a list of plain functions.
-        `retry`: seconds before each retry, or a Backoff; `timeout`: seconds from claim to end; `on_node_loss`: "resume" or
-        "fail"; `max_losses`: lost nodes in a row, without a report, after which the task fails; `concurrency`: how many at
-        once on one node; `keep`: seconds an ended row is kept; `context_type`: a dataclass, msgspec or pydantic model;
-        `version` and `upgrade(context, from_version)`: how contexts of older code are read.
+        `retry`: seconds before each retry, or a Backoff; `timeout`: seconds from claim to end; `on_node_loss`: "resume"
+        or "fail"; `max_losses`: lost nodes in a row, without a report, after which the task fails; `concurrency`: how
+        many at once on one node; `keep`: seconds an ended row is kept; `context_type`: a dataclass, msgspec or pydantic
+        model; `version` and `upgrade(context, from_version)`: how contexts of older code are read.
 
         Raises TypeAlreadyRegistered, BadArgument.
         """
@@ -245,7 +245,7 @@ def _made(implementation: Any) -> tuple[Any, Callable[[], Any]] | None:
 def _returned(function: Any) -> Any:
     try:
         return get_type_hints(function).get("return")
-    except Exception:  # noqa: BLE001 - hints that cannot be resolved say nothing
+    except Exception:
         return None
 
 
@@ -266,9 +266,7 @@ def _method(cls: Any, factory: Callable[[], Any], name: str) -> Body:
 def _plain(function: Any) -> Any:
     while isinstance(function, partial):
         function = function.func
-    if not inspect.isroutine(function) and hasattr(type(function), "__call__"):
-        return type(function).__call__
-    return function
+    return function if inspect.isroutine(function) else getattr(type(function), "__call__", function)
 
 
 def _handlers(handlers: Sequence[Any]) -> Body:
@@ -320,7 +318,9 @@ async def _run_async_handlers(handlers: Sequence[Callable[..., Any]], run: Any) 
 
 
 def positional(arguments: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Return how a plain function is called, as in JSON-RPC: a list positionally, a dict by keywords, a scalar alone."""
+    """Return how a plain function is called, as in JSON-RPC: a list positionally, a dict by keywords, a scalar
+    alone.
+    """
     if arguments is None:
         return [], {}
     if isinstance(arguments, Mapping):

@@ -17,10 +17,22 @@ ERROR = "error"
 
 
 def failure(
-    kind: str, message: str, *, attempt: int, node: str | None = None, time: str | None = None, traceback: str | None = None
+    kind: str,
+    message: str,
+    *,
+    attempt: int,
+    node: str | None = None,
+    time: str | None = None,
+    traceback: str | None = None,
 ) -> dict[str, Any]:
     """Describe a failed attempt. `time` is ISO 8601; long texts keep their end, where the reason stands."""
-    entry = {"kind": kind, "message": _printable(message)[:MESSAGE_LIMIT], "attempt": attempt, "node": node, "time": time}
+    entry = {
+        "kind": kind,
+        "message": _printable(message)[:MESSAGE_LIMIT],
+        "attempt": attempt,
+        "node": node,
+        "time": time,
+    }
     if traceback:
         entry["traceback"] = _printable(traceback)[-TRACEBACK_LIMIT:]
     return entry

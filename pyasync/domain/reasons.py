@@ -81,7 +81,9 @@ def _waiting(facts: Facts) -> str:
     deleting = "It is being deleted, and " if task.status.mark is Mark.DELETE else "It "
     if facts.due_at is not None and facts.due_at > facts.now:
         left = (facts.due_at - facts.now).total_seconds()
-        retry = f" (attempt {task.attempt}, after: {_first_line(task.error)})" if task.error and task.attempt > 1 else ""
+        retry = (
+            f" (attempt {task.attempt}, after: {_first_line(task.error)})" if task.error and task.attempt > 1 else ""
+        )
         return f"{deleting}waits for its time, {_moment(facts.due_at)}, in {left:.0f} s{retry}{_noted(facts)}."
     return f"{deleting}{_claimable(facts)}{_noted(facts)}."
 
@@ -96,7 +98,9 @@ def _claimable(facts: Facts) -> str:
     if not able:
         return f"waits for a node that has type {task.type!r}: none of the {len(live)} live nodes has it"
     if not fresh:
-        return f"waits for a node that understands version {task.version} of type {task.type!r}: the live ones are older"
+        return (
+            f"waits for a node that understands version {task.version} of type {task.type!r}: the live ones are older"
+        )
     if all(node.running >= node.slots for node in fresh):
         return f"waits for a free slot: all {len(fresh)} live nodes that have type {task.type!r} are full"
     if facts.queue == Queue.PROBATION:
@@ -114,5 +118,3 @@ def _moment(moment: datetime | None) -> str:
 
 def _first_line(text: str | None) -> str:
     return (text or "for an unknown reason").partition("\n")[0]
-
-

@@ -47,15 +47,17 @@ class Report:
     result: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "phase", Phase(self.phase))  # its word will do, and what is none fails where it is written
+        object.__setattr__(
+            self, "phase", Phase(self.phase)
+        )  # its word will do, and what is none fails where it is written
 
 
-def Finished(result: Any = None, context: Any = KEEP, delete: bool = False) -> Report:  # noqa: N802 - reads as a kind of Report
+def Finished(result: Any = None, context: Any = KEEP, delete: bool = False) -> Report:
     """Say that the task has ended well, with its result."""
     return Report(context, Phase.FINISHED, delete, None, None, result)
 
 
-def Failed(error: object, context: Any = KEEP, delete: bool = False) -> Report:  # noqa: N802 - reads as a kind of Report
+def Failed(error: object, context: Any = KEEP, delete: bool = False) -> Report:
     """Say that the task has failed and is not to be tried again."""
     return Report(context, Phase.FAILED, delete, None, str(error), None)
 

@@ -26,7 +26,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task as people see it. Only the latest report is kept; times are aware datetimes in UTC of the database's clock."""
+    """A task as people see it. Only the latest report is kept; times are aware datetimes in UTC of the database's
+    clock.
+    """
 
     id: UUID
     type: str

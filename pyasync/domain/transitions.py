@@ -1,7 +1,7 @@
 """The table of states: the only place that says what may become of a task.
 
-SQL guards, the diagram in the docs and the tests are generated from `TABLE`. It is go-async's table, closed (every status
-that can be reached can be left by a user) and extended by `cancel` and `sys_retry`.
+SQL guards, the diagram in the docs and the tests are generated from `TABLE`. It is go-async's table, closed (every
+status that can be reached can be left by a user) and extended by `cancel` and `sys_retry`.
 """
 
 from __future__ import annotations
@@ -43,17 +43,19 @@ TABLE: Final[dict[Status, dict[Event, Status | None]]] = {
     PENDING_DELETE: {
         _E.USER_DELETE: PENDING_DELETE, _E.SYS_EXECUTE: DELETING},
     RUNNING: {
-        _E.USER_RUN: RUNNING, _E.USER_DELETE: RUNNING_DELETE, _E.USER_PAUSE: RUNNING_PAUSE, _E.USER_CANCEL: RUNNING_CANCEL,
-        _E.SYS_PAUSE: PAUSED, _E.TASK_FINISHED: FINISHED, _E.TASK_FAILED: FAILED, _E.SYS_RETRY: PENDING},
+        _E.USER_RUN: RUNNING, _E.USER_DELETE: RUNNING_DELETE, _E.USER_PAUSE: RUNNING_PAUSE,
+        _E.USER_CANCEL: RUNNING_CANCEL, _E.SYS_PAUSE: PAUSED, _E.TASK_FINISHED: FINISHED, _E.TASK_FAILED: FAILED,
+        _E.SYS_RETRY: PENDING},
     RUNNING_DELETE: {
         _E.USER_DELETE: RUNNING_DELETE, _E.SYS_PAUSE: PENDING_DELETE, _E.TASK_FINISHED: PENDING_DELETE,
         _E.TASK_FAILED: PENDING_DELETE, _E.SYS_RETRY: PENDING_DELETE},
     RUNNING_PAUSE: {
-        _E.USER_RUN: RUNNING, _E.USER_DELETE: RUNNING_DELETE, _E.USER_PAUSE: RUNNING_PAUSE, _E.USER_CANCEL: RUNNING_CANCEL,
-        _E.SYS_PAUSE: PAUSED_BY_USER, _E.TASK_FINISHED: FINISHED, _E.TASK_FAILED: FAILED, _E.SYS_RETRY: PAUSED_BY_USER},
+        _E.USER_RUN: RUNNING, _E.USER_DELETE: RUNNING_DELETE, _E.USER_PAUSE: RUNNING_PAUSE,
+        _E.USER_CANCEL: RUNNING_CANCEL, _E.SYS_PAUSE: PAUSED_BY_USER, _E.TASK_FINISHED: FINISHED, _E.TASK_FAILED: FAILED,
+        _E.SYS_RETRY: PAUSED_BY_USER},
     RUNNING_CANCEL: {
-        _E.USER_DELETE: RUNNING_DELETE, _E.USER_CANCEL: RUNNING_CANCEL, _E.SYS_PAUSE: FAILED, _E.TASK_FINISHED: FINISHED,
-        _E.TASK_FAILED: FAILED, _E.SYS_RETRY: FAILED},
+        _E.USER_DELETE: RUNNING_DELETE, _E.USER_CANCEL: RUNNING_CANCEL, _E.SYS_PAUSE: FAILED,
+        _E.TASK_FINISHED: FINISHED, _E.TASK_FAILED: FAILED, _E.SYS_RETRY: FAILED},
     DELETING: {
         _E.USER_DELETE: DELETING, _E.SYS_PAUSE: PAUSED_DELETE, _E.TASK_FINISHED: REMOVED, _E.TASK_FAILED: FAILED_DELETE,
         _E.SYS_RETRY: PENDING_DELETE},

@@ -18,7 +18,9 @@ from pyasync.store.writes import Fate, Write, Written
 FIRST_DELAY, LONGEST_DELAY = 0.02, 1.0
 
 AT_ONCE = 2
-"""Commits at the same time: fewer than the pool's connections, so that `work` may call verbs that need one of their own."""
+"""Commits at the same time: fewer than the pool's connections, so that `work` may call verbs that need one of their
+own.
+"""
 
 
 class _Refused(Exception):
@@ -108,7 +110,9 @@ class Commits:
 
 
 def _of_an_earlier_time(written: Written, doubtful: list[Any]) -> tuple[Any, Written]:
-    """Judge a write that was refused: what is stored already came late, from an earlier time, or from nobody we know."""
+    """Judge a write that was refused: what is stored already came late, from an earlier time, or from nobody we
+    know.
+    """
     if doubtful or written.fate is not Fate.STORED:
         return (doubtful or [None])[-1], written
     return None, Written(Fate.LOST, written.mark)

@@ -30,7 +30,9 @@ log = logging.getLogger("pyasync.runtime")
 
 GROUP_ROWS = 1_000
 GROUP_SIZE = 2_000_000
-"""Characters of a group: a quarter of MariaDB's smallest default packet, above which it looks like a lost connection."""
+"""Characters of a group: a quarter of MariaDB's smallest default packet, above which it looks like a lost
+connection.
+"""
 
 LOCKED_DELAY = 0.02
 """Seconds after which a report whose row was locked is sent again."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from pyasync.context import TIMEOUT
 from pyasync.domain import failures
+from pyasync.domain.backoff import load_retry
 from pyasync.domain.contents import decode, encode
 from pyasync.domain.failures import appended, failure
 from pyasync.domain.report import KEEP, Phase, Report
 from pyasync.domain.states import Event
-from pyasync.domain.backoff import load_retry
 from pyasync.errors import BadArgument, NoRetry, RetryLater
 from pyasync.runtime.runs import Execution
 from pyasync.settings import Settings
@@ -105,7 +105,7 @@ class Endings:
     def _final(self, execution: Execution, report: Report) -> Write:
         try:
             return self.report(execution, report)
-        except Exception as error:  # noqa: BLE001 - what user code yields may not be JSON, in many ways
+        except Exception as error:
             return self._raised(execution, error)
 
     def _raised(self, execution: Execution, error: BaseException) -> Write:
@@ -178,7 +178,7 @@ def _described(error: BaseException) -> tuple[str, str | None]:
     try:
         text = "".join(traceback.format_exception(error, limit=-20))
         return str(error) if isinstance(error, NoRetry) else f"{type(error).__name__}: {error}", text
-    except Exception as second:  # noqa: BLE001 - __str__ is user code
+    except Exception as second:
         return f"{type(error).__name__}, whose own text cannot be had: {type(second).__name__}", None
 
 

@@ -9,16 +9,14 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextvars import copy_context
-from dataclasses import dataclass
 from typing import Any, Protocol
-from uuid import UUID
 
 import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from pyasync import context
-from pyasync.context import AsyncRun, AsyncStop, Run
+from pyasync.context import AsyncRun, Run
 from pyasync.domain.contents import decode
 from pyasync.domain.report import Finished, Phase, Report, as_report
 from pyasync.errors import RetryLater
@@ -131,7 +129,7 @@ class Executor:
             return Stopped()
         try:
             execution.run = run = self._run(execution)
-        except BaseException as error:  # noqa: BLE001 - an upgrade is user code
+        except BaseException as error:
             return self._unread(execution, error)
         context.enter(run)
         try:
@@ -143,7 +141,7 @@ class Executor:
             return await self._call(execution, run, thread)
         except (_Lost, _Behind):
             raise
-        except BaseException as error:  # noqa: BLE001 - user code raises what it likes; the node lives on
+        except BaseException as error:
             if self._is_cancelled():
                 raise
             log.info("an attempt failed", extra=facts(execution), exc_info=error)
@@ -228,9 +226,10 @@ class Executor:
         await stored.wait()
         return answers[0]  # type: ignore[no-any-return]
 
-
     async def _close(self, generator: AsyncGenerator[Any, None], execution: Execution) -> None:
-        """Close a generator in the task that iterates it, so that its clean-up runs; even when cancelled, for a while."""
+        """Close a generator in the task that iterates it, so that its clean-up runs; even when cancelled, for a
+        while.
+        """
         with anyio.move_on_after(CLOSING, shield=True):
             try:
                 await generator.aclose()
@@ -240,7 +239,9 @@ class Executor:
                 log.exception("closing a task's generator failed", extra=facts(execution))
 
     def _is_cancelled(self) -> bool:
-        """Whether we were cancelled, by a scope or with the whole loop; else user code raised it, or cancelled itself."""
+        """Whether we were cancelled, by a scope or with the whole loop; else user code raised it, or cancelled
+        itself.
+        """
         whole_loop = self._host is not None and self._host.cancelling() > 0
         return whole_loop or anyio.current_effective_deadline() == float("-inf")
 
@@ -282,7 +283,9 @@ def read_context(task_type: TaskType, row: Any, arguments: Any) -> Any:
 
 
 def _arguments(execution: Execution, run: Any) -> Any:
-    """Return what a plain function is called with: the arguments, even after `run.commit` has stored another context."""
+    """Return what a plain function is called with: the arguments, even after `run.commit` has stored another
+    context.
+    """
     return execution.task_type.codec.load(run.arguments) if run.resumed else run.context
 
 
@@ -298,7 +301,8 @@ async def _stepped(generator: Any, thread: _Thread) -> AsyncGenerator[Any, None]
 class _Thread:
     """The one thread in which a sync run's code runs, step by step.
 
-    It cannot be cancelled: a run that is let go of leaves it behind, as a daemon, and its slot stays taken until it ends.
+    It cannot be cancelled: a run that is let go of leaves it behind, as a daemon, and its slot stays taken until it
+    ends.
     """
 
     def __init__(self, soon: Soon, on_end: Callable[[], None]) -> None:
@@ -317,7 +321,7 @@ class _Thread:
         def job() -> None:
             try:
                 answer.append((fn(*args, **kwargs), None))
-            except BaseException as error:  # noqa: BLE001 - handed over to the one who waits
+            except BaseException as error:
                 answer.append((None, error))
             self._soon(done.set)
 

@@ -38,8 +38,8 @@ def boot_clock() -> float:
 class Keeper(Service):
     """Raises the node's counter every third of a lease; waits in between for hints and for its connection's end.
 
-    `tell` says what the node is like now, `on_beat` takes what came back, `on_hint` takes wake-ups, `on_lost` is called with
-    the new id when this node was declared lost.
+    `tell` says what the node is like now, `on_beat` takes what came back, `on_hint` takes wake-ups, `on_lost` is called
+    with the new id when this node was declared lost.
     """
 
     name = "keeper"

@@ -50,8 +50,9 @@ LAST_WRITES = 5.0
 class Node(Client):
     """One embedding of pyasync in a process: it runs tasks, and has all the verbs of a Client.
 
-    `with Node(...)` in sync code (tasks run on a loop of its own thread), `async with Node(...)` in async code (tasks run on the
-    caller's loop, asyncio or trio; the verbs are awaited on `AsyncClient(node)`). Several nodes can live in one process.
+    `with Node(...)` in sync code (tasks run on a loop of its own thread), `async with Node(...)` in async code (tasks
+    run on the caller's loop, asyncio or trio; the verbs are awaited on `AsyncClient(node)`). Several nodes can live in
+    one process.
     """
 
     _survives_fork = False
@@ -139,8 +140,8 @@ class Node(Client):
     def stop(self, timeout: float | None = None) -> None:
         """Hand running tasks over, then leave; blocks for at most about `timeout` (default: `stop_grace`) seconds.
 
-        Runs are told to stop; what has not reached a report by then is cancelled and let go of. A second call while the node
-        stops can only shorten that, and does not wait; later ones do nothing.
+        Runs are told to stop; what has not reached a report by then is cancelled and let go of. A second call while the
+        node stops can only shorten that, and does not wait; later ones do nothing.
         """
         if context.on_event_loop():
             raise BlockingCall("stop")
@@ -333,7 +334,9 @@ class Node(Client):
             self._watcher.wake()
 
     def _stop_run(self, execution: Execution, reason: str, by: float | None = None) -> None:
-        """Ask a run to stop, from any thread; `by` is when it is let go of, `stop_grace` from now if it was not asked before."""
+        """Ask a run to stop, from any thread; `by` is when it is let go of, `stop_grace` from now if it was not asked
+        before.
+        """
         if not execution.stop.set(reason):
             if by is not None and execution.stop_by is not None:
                 execution.stop_by = min(by, execution.stop_by)
@@ -351,7 +354,9 @@ class Node(Client):
             self._on_room()
 
     def _let_go(self, execution: Execution) -> None:
-        """End a run that did not stop in time: its task gets a new fence, its coroutine is cancelled, its thread left behind."""
+        """End a run that did not stop in time: its task gets a new fence, its coroutine is cancelled, its thread left
+        behind.
+        """
         execution.cancelled = True
         if not (execution.let_go or execution.ended or execution.ending):
             execution.let_go = True
@@ -370,7 +375,9 @@ class Node(Client):
         try:
             row = self._database.run(claims.reload, execution.claim.task_id, execution.claim.fence)
         except DatabaseUnavailable:
-            log.warning("a run's row cannot be read again: it is let go of", extra={"task_id": str(execution.claim.task_id)})
+            log.warning(
+                "a run's row cannot be read again: it is let go of", extra={"task_id": str(execution.claim.task_id)}
+            )
             row = None
         if row is None:
             self._lost_run(execution)

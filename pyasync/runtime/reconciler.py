@@ -1,4 +1,6 @@
-"""Compares what the database says this node runs with what it knows: no row may be owned by a node that has forgotten it."""
+"""Compares what the database says this node runs with what it knows: no row may be owned by a node that has forgotten
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Takes over the tasks of nodes that are lost, and removes rows that were kept long enough. Nobody leads: every node sweeps."""
+"""Takes over the tasks of nodes that are lost, and removes rows that were kept long enough. Nobody leads: every node
+sweeps.
+"""
 
 from __future__ import annotations
 

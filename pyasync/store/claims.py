@@ -66,7 +66,9 @@ def promote(tx: Tx) -> int:
 
 
 def waiting(tx: Tx, types: Sequence[str]) -> tuple[bool, float | None]:
-    """Look, in one statement that locks nothing, whether tasks of some types may be claimable, and when the next is due."""
+    """Look, in one statement that locks nothing, whether tasks of some types may be claimable, and when the next is
+    due.
+    """
     column = tx.t.task.c
     queued = (
         select(literal(1)).where(column.queue.in_([queue.value for queue in Queue]), column.type.in_(types)).limit(1)
@@ -86,7 +88,7 @@ def next_due(tx: Tx) -> float | None:
 
 
 _CLAIMED = (
-    "id type user_name group_name stage mark arguments context version attempt epoch seq losses retry timeout headers "  # noqa: SIM905
+    "id type user_name group_name stage mark arguments context version attempt epoch seq losses retry timeout headers "
     "errors rank ready_at"
 ).split()
 
@@ -190,7 +192,7 @@ def marked(tx: Tx, node_id: UUID) -> list[Row[Any]]:
 
 # --- taking over
 
-_TAKEN = "id stage mark losses max_losses on_node_loss errors attempt".split()  # noqa: SIM905
+_TAKEN = "id stage mark losses max_losses on_node_loss errors attempt".split()
 
 
 def take_over(tx: Tx, node_id: UUID, node_name: str, fence: UUID, limit: int = LOST_BATCH) -> list[UUID]:

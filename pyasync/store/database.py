@@ -61,7 +61,9 @@ class Bounds(Protocol):
 
 
 class Database:
-    """A system's database, reached by a pool of our own, so that our session settings never reach the host's transactions."""
+    """A system's database, reached by a pool of our own, so that our session settings never reach the host's
+    transactions.
+    """
 
     def __init__(self, database: Any, bounds: Bounds, *, survives_fork: bool = False) -> None:
         self.engine = _own_engine(database)
@@ -147,7 +149,9 @@ class Database:
                 del self._failures[tx.connection]
 
     def check(self, tx: Tx) -> None:
-        """Raise TransactionDoomed if a statement has failed in a guarded transaction, outside of a savepoint rolled back."""
+        """Raise TransactionDoomed if a statement has failed in a guarded transaction, outside of a savepoint rolled
+        back.
+        """
         for failure in self._failures.get(tx.connection, ()):
             if isinstance(failure, BaseException):
                 raise self._doomed(failure)
@@ -155,7 +159,9 @@ class Database:
     def bind(self, connection: Any) -> Tx:
         """Return a caller's Connection or Session as a transaction that the caller commits."""
         if not isinstance(connection, Connection) and callable(getattr(connection, "connection", None)):
-            connection = connection.connection()  # a Session, or a scoped one; importing the ORM to ask would cost a lot
+            connection = (
+                connection.connection()
+            )  # a Session, or a scoped one; importing the ORM to ask would cost a lot
         if not isinstance(connection, Connection):
             raise BadArgument(
                 f"connection= takes a SQLAlchemy Connection or Session, not {type(connection).__name__}; "
@@ -194,7 +200,9 @@ class Database:
             self._failures[connection].append(name)
 
     def _forgive(self, connection: Connection, name: str, context: object) -> None:
-        """Forget what failed since a savepoint to which the user's code goes back; if that fails, it is noted as all else."""
+        """Forget what failed since a savepoint to which the user's code goes back; if that fails, it is noted as all
+        else.
+        """
         failures = self._failures.get(connection, [])
         if name in failures:
             del failures[failures.index(name) :]

@@ -37,14 +37,14 @@ _MIGRATION_BLOCKS = 15  # seconds: while a change waits for a table, everybody e
 _MIGRATION_KEY = int.from_bytes(b"pyasync")
 
 
-class now(ColumnElement[Any]):  # noqa: N801 - reads as SQL
+class now(ColumnElement[Any]):
     """The database's time at the start of the statement."""
 
     type = Utc()
     inherit_cache = True
 
 
-class after(ColumnElement[Any]):  # noqa: N801 - reads as SQL
+class after(ColumnElement[Any]):
     """The database's time so many seconds from now; null for null seconds."""
 
     type = Utc()
@@ -68,9 +68,9 @@ def _after(element: after, compiler: SQLCompiler, **options: Any) -> str:
 class Batch:
     """A guarded write of many rows at once, which skips rows that somebody else has locked.
 
-    `columns` are what each row brings, by kind (id, text, int or real); `assign` is column by expression, or None to delete.
-    Expressions name the rows' values as `v.name`, the row that is written as `task.name`, and the stage and mark that it
-    had as `was.stage` and `was.mark`; `{now}` and `{after:x}` are the database's time.
+    `columns` are what each row brings, by kind (id, text, int or real); `assign` is column by expression, or None to
+    delete. Expressions name the rows' values as `v.name`, the row that is written as `task.name`, and the stage and
+    mark that it had as `was.stage` and `was.mark`; `{now}` and `{after:x}` are the database's time.
     """
 
     table: Table
@@ -250,9 +250,9 @@ class MySQL(Dialect):
         cursor.execute("set session transaction isolation level read committed")
         cursor.execute(f"set session innodb_lock_wait_timeout = {max(1, int(deadline / 2))}, time_zone = '+00:00'")
         cursor.execute("set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO'")
-        cursor.execute("show variables like 'idle_write_transaction_timeout'")
-        if cursor.fetchone():  # MariaDB
-            cursor.execute(f"set session idle_write_transaction_timeout = {max(1, int(idle))}")
+        cursor.execute("show variables like 'idle_transaction_timeout'")
+        if cursor.fetchone():  # MariaDB; its limit for writing ones leaves out those that have only locked so far
+            cursor.execute(f"set session idle_transaction_timeout = {max(1, int(idle))}")
         cursor.close()
         dbapi.commit()
 
@@ -282,7 +282,9 @@ class MySQL(Dialect):
         return list(locked.items())
 
     def _render(self, batch: Batch, table: str) -> tuple[str, str]:
-        """Lock first, then change what was locked: there is no UPDATE ... RETURNING, and its assignments see each other."""
+        """Lock first, then change what was locked: there is no UPDATE ... RETURNING, and its assignments see each
+        other.
+        """
         lock = (
             f"select task.id, {', '.join(f'task.{name}' for name in batch.wanted)} from {self._rows(batch.columns)} "
             f"straight_join {table} task on task.id = unhex(v.id) where {self._v(self.sql(batch, batch.guard))} "
@@ -324,7 +326,8 @@ class SQLite(Dialect):
         return nullcontext()  # the driver's isolation level is None, see `prepare`
 
     def begin(self, connection: Connection, *, write: bool) -> None:
-        # The driver's own way does not lock a transaction that begins with a SELECT: two claimers would pick the same row.
+        # The driver's own way does not lock a transaction that begins with a SELECT: two claimers would pick the same
+        # row.
         connection.exec_driver_sql("begin immediate" if write else "begin")
 
     def prepare(self, dbapi: Any, *, deadline: float, idle: float, pooled: bool) -> None:
@@ -335,7 +338,13 @@ class SQLite(Dialect):
 
     def is_transient(self, error: BaseException) -> bool:
         code = getattr(error, "sqlite_errorcode", None)
-        return code is not None and code & 0xFF in (self._busy, self._locked, self._full, self._cannot_open, self._protocol)
+        return code is not None and code & 0xFF in (
+            self._busy,
+            self._locked,
+            self._full,
+            self._cannot_open,
+            self._protocol,
+        )
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
@@ -378,7 +387,9 @@ def original(error: BaseException) -> BaseException:
 def _bounded_wait(
     dbapi: Any, deadline: float, gen: Generator[Any, Any, Any], interval: float = 0.1, **more: Any
 ) -> Any:
-    """Wait for the server as psycopg does, but not for ever: keepalives do not notice a hung server behind a live link."""
+    """Wait for the server as psycopg does, but not for ever: keepalives do not notice a hung server behind a live
+    link.
+    """
     from psycopg import waiting
 
     bounded = _bounded(dbapi, gen, time.monotonic() + deadline + 1.0)

@@ -26,7 +26,9 @@ def channel(schema: str | None) -> str:
 
 
 class Sender:
-    """Sends hints where the database can, outside of data transactions: in them, NOTIFY makes commits wait for each other."""
+    """Sends hints where the database can, outside of data transactions: in them, NOTIFY makes commits wait for each
+    other.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database

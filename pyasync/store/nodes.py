@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, delete, insert, select, update
+from sqlalchemy import and_, delete, select, update
 
 from pyasync.domain.task import NodeInfo
 from pyasync.store.database import Tx
@@ -115,12 +115,20 @@ def remove_lost(tx: Tx, node_id: UUID) -> bool:
 def infos(tx: Tx) -> list[NodeInfo]:
     """Return every node as people see it, oldest first."""
     column = tx.t.node.c
-    names = "id name version types running slots beat_at draining lost".split()  # noqa: SIM905
+    names = "id name version types running slots beat_at draining lost".split()
     rows: Sequence[Any] = tx.execute(select(*(column[name] for name in names)).order_by(column.joined_at)).all()
     return [_info(row) for row in rows]
 
 
 def _info(row: Any) -> NodeInfo:
     return NodeInfo(
-        row.id, row.name, row.version, tuple(json.loads(row.types)), row.running, row.slots, row.beat_at, row.draining, row.lost
+        row.id,
+        row.name,
+        row.version,
+        tuple(json.loads(row.types)),
+        row.running,
+        row.slots,
+        row.beat_at,
+        row.draining,
+        row.lost,
     )

@@ -21,7 +21,6 @@ from sqlalchemy import (
     case,
     delete,
     func,
-    insert,
     literal,
     null,
     or_,
@@ -116,9 +115,7 @@ def _insertion(dialect: str, schema: str | None, kind: str) -> Executable:
     return _or_nothing(dialect, table, values)
 
 
-_GIVEN = (
-    "id type user_name group_name rank arguments retry timeout keep key_name held_key headers".split()  # noqa: SIM905
-)
+_GIVEN = "id type user_name group_name rank arguments retry timeout keep key_name held_key headers".split()
 
 
 def insert_or_nothing(tx: Tx, table: Any, values: dict[str, Any]) -> None:
@@ -245,9 +242,10 @@ def count(tx: Tx, wanted: Filter) -> dict[State, int]:
         .group_by(column.stage, column.mark)
     )
     counted: dict[State, int] = {}
-    for row in tx.execute(query):
-        state = state_of(Status(Stage(row[0]), Mark(row[1])))
-        counted[state] = counted.get(state, 0) + row[2]
+    rows: Sequence[Any] = tx.execute(query).all()
+    for stage, mark, number in rows:
+        state = state_of(Status(Stage(stage), Mark(mark)))
+        counted[state] = counted.get(state, 0) + number
     return counted
 
 
@@ -297,7 +295,7 @@ def _owned_by(tx: Tx, user: str | None) -> list[ColumnElement[bool]]:
 
 
 _SHOWN = (
-    "id type user_name group_name stage mark arguments context progress message result errors attempt epoch seq "  # noqa: SIM905
+    "id type user_name group_name stage mark arguments context progress message result errors attempt epoch seq "
     "node_id rank key_name run_at created_at started_at done_at version headers"
 ).split()
 
@@ -348,7 +346,8 @@ def facts(tx: Tx, task_id: UUID, *, user: str | None = None) -> Facts:
     if row is None:
         raise TaskNotFound(task_id)
     held = select(column.node_id, func.count()).where(column.node_id.is_not(None)).group_by(column.node_id)
-    running = {row[0]: row[1] for row in tx.execute(held)}
+    rows: Sequence[Any] = tx.execute(held).all()
+    running = dict(row for row in rows)
     query = select(node.id, node.name, node.types, node.slots, node.draining, node.beat_at, node.lease)
     nodes = [
         NodeFacts(
@@ -382,7 +381,7 @@ def locked_columns(tx: Tx) -> list[Any]:
     return [*(tx.t.task.c[name] for name in _LOCKED), now().label("now")]
 
 
-_LOCKED = "id stage mark losses errors attempt user_name type key_name due_at".split()  # noqa: SIM905
+_LOCKED = "id stage mark losses errors attempt user_name type key_name due_at".split()
 
 
 def mark(tx: Tx, task_id: UUID, wish: Wish, *, user: str | None = None) -> None:

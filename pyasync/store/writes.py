@@ -124,7 +124,8 @@ def _judged(tx: Tx, writes: Sequence[Write], done: dict[UUID, Mark]) -> list[Wri
     doubtful = [each for each in writes if each.claim.task_id not in done]
     read = _read_back(tx, doubtful) if doubtful else {}
     return [
-        Written(Fate.STORED, done[task_id]) if (task_id := each.claim.task_id) in done else read[task_id] for each in writes
+        Written(Fate.STORED, done[task_id]) if (task_id := each.claim.task_id) in done else read[task_id]
+        for each in writes
     ]
 
 

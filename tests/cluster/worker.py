@@ -1,7 +1,7 @@
 """What the nodes of these tests run: `python -m tests.cluster.worker URL SETTINGS-JSON` is a node, until SIGTERM.
 
-Without arguments it is a nursery: told by lines of JSON on its standard input, it forks such nodes. An import of all that
-a node needs takes a second or two of CPU, a fork some milliseconds; nothing is started before the fork.
+Without arguments it is a nursery: told by lines of JSON on its standard input, it forks such nodes. An import of all
+that a node needs takes a second or two of CPU, a fork some milliseconds; nothing is started before the fork.
 
 What a task does is a function of its arguments, so that any process can say what its result must be.
 """
@@ -263,15 +263,37 @@ class _Lines(logging.Formatter):
 
 
 def run_node(url: str, settings: dict[str, Any]) -> None:
-    """Run a node until SIGTERM."""
+    """Run a node until SIGTERM; see `_come_back_late` for `late`, the one setting that is ours."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    with Node(url, registry(url), **settings):
+    late = settings.pop("late", 0.0)
+    node = Node(url, registry(url), **settings)
+    if late:
+        _come_back_late(node, late)
+    with node:
         asked.wait()
     log.info("the node has stopped")
+
+
+def _come_back_late(node: Node, late: float) -> None:
+    """Have the keeper go on so much later than the runs after the process was stopped.
+
+    Else it is chance whether they write before the node knows that it was declared lost, and it is what the database
+    makes of such writes that a test wants to see.
+    """
+    tick, last = node._keeper.tick, time.monotonic()
+
+    def tick_late() -> float:
+        nonlocal last
+        if time.monotonic() - last > node.settings.lease:
+            time.sleep(late)
+        last = time.monotonic()
+        return tick()
+
+    node._keeper.tick = tick_late  # type: ignore[method-assign]
 
 
 # --- the nursery

@@ -1,4 +1,6 @@
-"""`connection=`: a verb becomes a part of the caller's transaction, on any driver, and decides by what is committed now."""
+"""`connection=`: a verb becomes a part of the caller's transaction, on any driver, and decides by what is committed
+now.
+"""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def _method(cls: Any, factory: Callable[[], Any], name: str) -> Body:
 def _plain(function: Any) -> Any:
     while isinstance(function, partial):
         function = function.func
-    return function if inspect.isroutine(function) else getattr(type(function), "__call__", function)
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _handlers(handlers: Sequence[Any]) -> Body:

@@ -76,10 +76,12 @@ def test_every_setting_is_documented() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)[^)]*\)", page.read_text())
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    links = [page.parent / target for target in re.findall(r"\]\(([^)#:]+)[^)]*\)", text)]
+    paths = [ROOT / target for target in re.findall(r"`((?:docs|examples|pyasync|tests)/[\w./]*)`", text)]
 
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    assert [path for path in links + paths if not path.exists()] == []
 
 
 def generate() -> ModuleType:

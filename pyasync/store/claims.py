@@ -302,7 +302,7 @@ def _lost_errors(row: Row[Any], kind: str, lost_node: str | None) -> str:
     reasons = {
         CRASH_LOOP: f"crash loop: {row.losses + 1} nodes were lost while they ran this task, the last one {lost_node}, "
         "without a report in between; it may be what kills them. Run it again when that is mended",
-        NODE_LOST: f"node {lost_node} was lost while it ran this task, whose type is registered with on_node_loss='fail'",
+        NODE_LOST: f"node {lost_node} was lost while it ran this task, whose type has on_node_loss='fail'",
     }
     return with_error(row, kind, reasons[kind], lost_node)
 

@@ -6,7 +6,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 .PHONY: help venv check format test demo bench clean
 
 help:
-	@echo 'make demo     watch two nodes work on a SQLite file'
+	@echo 'make demo     watch three nodes work on a SQLite file, and one be killed'
 	@echo 'make check    format, lint, layers, types'
 	@echo 'make test     every test on every database that can be had; ARGS="-k sqlite" for fewer'
 	@echo 'make bench    the benchmarks; ARGS are handed on'

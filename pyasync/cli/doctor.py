@@ -215,17 +215,17 @@ def _backlogs(client: Client) -> Iterator[Finding]:
 def _oddities(client: Client) -> Iterator[Finding]:
     found = inspected(client, checks.oddities, OVERDUE)
     told = (
-        (found.orphans, Level.FAIL, "belong to nodes that are gone: any node's next sweep takes them over; start one"),
-        (found.overdue, Level.FAIL, "should have started by now, and no node has looked: start one"),
-        (found.uncleaned, Level.WARN, "could not be cleaned up after: `pyasync delete` tries again, --force gives up"),
+        (found.orphans, Level.FAIL, "of nodes that are gone: any node's next sweep takes them over; start one"),
+        (found.overdue, Level.FAIL, "overdue, and no node has looked: start one"),
+        (found.uncleaned, Level.WARN, "not cleaned up after: `pyasync delete` tries again, --force gives up"),
         (
             found.suspects,
             Level.WARN,
-            "are on probation: nodes were lost while they ran them; see `pyasync show --errors`",
+            "on probation: nodes were lost while they ran them; see `pyasync show --errors`",
         ),
     )
     for number, level, text in told:
         if number:
-            yield Finding(level, "tasks", f"{tasks_in_words(number)}: {text}")
+            yield Finding(level, "tasks", f"{tasks_in_words(number)} {text}")
     if not any(number for number, _, _ in told):
         yield Finding(Level.OK, "tasks", "none is stuck, overdue or half deleted")

@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import re
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
@@ -16,11 +17,12 @@ FILTERS = ("user", "group", "types", "states", "created_after", "created_before"
 """The filters of `get_tasks` that the command line has."""
 
 
-def add_database(parser: ArgumentParser) -> None:
-    """Add what says where the tasks are."""
+def add_database(parser: ArgumentParser, default: str | None = SUPPRESS) -> None:
+    """Add what says where the tasks are: it may stand before the command, too, and a command without it keeps that."""
     group = parser.add_argument_group("database")
-    group.add_argument("--database", metavar="URL", help="such as sqlite:///tasks.db; or PYASYNC_DATABASE_URL")
-    group.add_argument("--schema", metavar="NAME", help="the schema of pyasync's tables; or PYASYNC_SCHEMA")
+    add = partial(group.add_argument, default=default)
+    add("--database", metavar="URL", help="such as sqlite:///tasks.db; or PYASYNC_DATABASE_URL")
+    add("--schema", metavar="NAME", help="the schema of pyasync's tables; or PYASYNC_SCHEMA")
 
 
 def add_json(parser: ArgumentParser, help: str = "write JSON") -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib.metadata import version
 
 from pyasync.cli import changing, creating, demo, doctor, listing, logs, migrating, node, showing, waiting
 from pyasync.cli.exits import Ended, Exit, code_of
+from pyasync.cli.options import add_database
 from pyasync.cli.terminal import complain
 from pyasync.errors import PyasyncError
 from pyasync.store.checks import complaint
@@ -39,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> ArgumentParser:
-    from argparse import RawDescriptionHelpFormatter
-
     parser = ArgumentParser(
         prog="pyasync",
         description="Durable tasks, coordinated by nothing but your SQL database.",
@@ -49,6 +48,7 @@ def _parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"pyasync {version('pyasync')}")
+    add_database(parser, default=None)
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     parser.set_defaults(run=lambda _: _usage(parser))
     for module in (demo, migrating, node, creating, listing, showing, changing, waiting, doctor):

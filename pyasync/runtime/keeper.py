@@ -43,6 +43,7 @@ class Keeper(Service):
     """
 
     name = "keeper"
+    longest_backoff = 1.0  # within the patience of those who see that its session's lock is free
 
     def __init__(
         self,
@@ -137,7 +138,8 @@ class Keeper(Service):
             line.verify()
             seen = line.run(self._round, line.key)
         except Exception:
-            self._drop_line()
+            if line.closed:  # else the session stands, and with it the lock by which others see that we live
+                self._drop_line()
             raise
         self._joined = True
         if seen is None:

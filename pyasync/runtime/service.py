@@ -8,13 +8,15 @@ import threading
 
 log = logging.getLogger("pyasync.runtime")
 
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.05, 2.0
+FIRST_BACKOFF = 0.05
 
 
 class Service:
     """Calls `tick` until it is stopped; `wake` makes the next call come at once."""
 
     name = "service"
+    longest_backoff = 2.0
+    """Seconds between two rounds that fail, at most."""
 
     def __init__(self) -> None:
         self._awake = threading.Event()
@@ -56,7 +58,7 @@ class Service:
             delay = self.tick()
         except Exception:
             self._failures += 1
-            delay = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+            delay = min(self.longest_backoff, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
             level = logging.WARNING if self._failures < 5 else logging.ERROR
             log.log(level, "a round failed; it is tried again", exc_info=True, extra={"service": self.name})
             return delay

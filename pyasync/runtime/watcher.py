@@ -13,6 +13,9 @@ from pyasync.settings import Settings
 from pyasync.store import claims
 from pyasync.store.database import Database
 
+LEAST_INTERVAL = 0.03
+"""Seconds between two looks at the marks, however many hints come."""
+
 
 class Watcher(Service):
     """Asks runs to stop, and lets go of those that did not within `stop_grace`; idle while nothing runs.
@@ -42,11 +45,11 @@ class Watcher(Service):
         self._let_go = let_go
         self._look = look
         self._next_poll = 0.0
-        self._noticed = False
+        self._last_poll = 0.0
 
     def notice(self) -> None:
-        """Read the marks at once."""
-        self._noticed = True
+        """Read the marks soon; a database that cannot tell what has changed gives such hints at any change."""
+        self._next_poll = min(self._next_poll, self._last_poll + LEAST_INTERVAL)
         self.wake()
 
     def tick(self) -> float:
@@ -56,7 +59,7 @@ class Watcher(Service):
             return self._interval  # not for ever: runs that are launched one on the heels of the other may not wake us
         for execution in self._runs:
             self._enforce(execution, time.monotonic())
-        if self._noticed or time.monotonic() >= self._next_poll:
+        if time.monotonic() >= self._next_poll:
             self._read_marks()
         return max(0.0, self._next_due() - time.monotonic())
 
@@ -67,8 +70,8 @@ class Watcher(Service):
             self._let_go(execution)
 
     def _read_marks(self) -> None:
-        self._noticed = False
-        self._next_poll = time.monotonic() + self._interval
+        self._last_poll = time.monotonic()
+        self._next_poll = self._last_poll + self._interval
         for row in self._database.attempt_single(claims.marked, self._node_id()):
             execution = self._runs.find(row.id, row.fence)
             if execution is not None and not execution.stop.is_set():

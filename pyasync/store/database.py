@@ -158,10 +158,11 @@ class Database:
 
     def bind(self, connection: Any) -> Tx:
         """Return a caller's Connection or Session as a transaction that the caller commits."""
-        if not isinstance(connection, Connection) and callable(getattr(connection, "connection", None)):
-            connection = (
-                connection.connection()
-            )  # a Session, or a scoped one; importing the ORM to ask would cost a lot
+        # A Session, or a scoped one: importing the ORM to ask would cost a lot. An async one only names what it has
+        # not.
+        if not isinstance(connection, Connection) and not hasattr(connection, "run_sync"):
+            own = getattr(connection, "connection", None)
+            connection = own() if callable(own) else connection
         if not isinstance(connection, Connection):
             raise BadArgument(
                 f"connection= takes a SQLAlchemy Connection or Session, not {type(connection).__name__}; "

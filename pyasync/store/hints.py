@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 
 from sqlalchemy import func, select
@@ -20,15 +21,24 @@ WINDOW = 0.02
 """Seconds in which a second hint is left out; receivers look once more a little later, and find what it was for."""
 
 
+NAME_LIMIT = 63
+"""Bytes of an identifier of PostgreSQL's; it cuts off longer ones when listening, and refuses them when notifying."""
+
+
 def channel(schema: str | None) -> str:
-    """Return the name of the channel on which a system's hints are sent."""
-    return "pyasync" if schema is None else f"pyasync_{schema}"
+    """Return the name of the channel on which the nodes of a system notify each other."""
+    name = f"pyasync_{schema}" if schema else "pyasync"
+    return name if len(name) <= NAME_LIMIT else f"pyasync_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def notify(tx: Tx, hint: str) -> None:
+    """Wake up other processes' nodes, where the database can; outside a data transaction, which it would make wait."""
+    if tx.dialect.notifies:
+        tx.execute(select(func.pg_notify(channel(tx.schema), hint)))
 
 
 class Sender:
-    """Sends hints where the database can, outside of data transactions: in them, NOTIFY makes commits wait for each
-    other.
-    """
+    """Sends hints, at most one of a kind in a window, and outside of data transactions where these are ours."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,13 +53,8 @@ class Sender:
             return
         self._sent[hint] = now
         with contextlib.suppress(Exception):  # a hint: polling finds what it was for
-            self._database.attempt_single(_notify, hint)
+            self._database.attempt_single(notify, hint)
 
     def with_commit(self, tx: Tx, hint: str) -> None:
         """Send a hint when the caller's transaction commits."""
-        if tx.dialect.notifies:
-            _notify(tx, hint)
-
-
-def _notify(tx: Tx, hint: str) -> None:
-    tx.execute(select(func.pg_notify(channel(tx.schema), hint)))
+        notify(tx, hint)

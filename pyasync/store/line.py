@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import selectors
 import socket
@@ -16,6 +15,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 from sqlalchemy import text
 
 from pyasync.store.database import Database, Tx
+from pyasync.store.hints import DELETE, MARK, RUN, channel
 from pyasync.store.link import LineLost as LineLost
 from pyasync.store.link import Link, cut_in_children
 from pyasync.store.locks import locks_of
@@ -23,18 +23,14 @@ from pyasync.store.locks import locks_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
-RUN, MARK = "run", "mark"
-HINTS = frozenset({RUN, MARK})
-"""Tasks became claimable; marks changed."""
+EVERYTHING = frozenset({RUN, DELETE, MARK})
+"""What may have happened when a database changed that cannot tell what did."""
 
 LOOK_INTERVAL = 0.01
 """Seconds between two looks at a SQLite database.
 
 They cost about 2 % of a core of a small virtual machine, nine tenths of it for waking up; at 20 ms it is half.
 """
-
-NAME_LIMIT = 63
-"""Bytes of an identifier of PostgreSQL's; it cuts off longer ones when listening, and refuses them when notifying."""
 
 
 def open_line(database: Database, *, fast: bool, deadline: float) -> Line:
@@ -49,18 +45,6 @@ def open_line(database: Database, *, fast: bool, deadline: float) -> Line:
         line.close()
         raise
     return line
-
-
-def channel(schema: str | None) -> str:
-    """Return the name of the channel on which the nodes of a system notify each other."""
-    name = f"pyasync_{schema}" if schema else "pyasync"
-    return name if len(name) <= NAME_LIMIT else f"pyasync_{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-
-
-def notify(tx: Tx, hint: str) -> None:
-    """Wake up other processes' nodes, where the database can; outside a data transaction, which it would make wait."""
-    if tx.dialect.notifies:
-        tx.execute(text("select pg_notify(:channel, :hint)"), {"channel": channel(tx.schema), "hint": hint})
 
 
 class Line:
@@ -224,7 +208,7 @@ class _SQLiteLine(Line):
                 self._lose(error)
             return
         if version != self._version:
-            self._hints |= HINTS
+            self._hints |= EVERYTHING
         self._version = version
 
     def _current(self) -> int:

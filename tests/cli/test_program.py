@@ -72,6 +72,11 @@ def test_the_environment_names_the_database(run: Run, sqlite_url: str, monkeypat
     assert run("list").code == 3
 
 
+def test_the_database_may_stand_before_the_command(run: Run, sqlite_url: str) -> None:
+    assert run("--database", sqlite_url, "migrate").code == 0
+    assert run("--database", "sqlite:////nowhere/at/all.db", "list", "--database", sqlite_url).code == 0
+
+
 def test_a_setting_that_cannot_be_is_a_usage_error(run: Run, sqlite_url: str) -> None:
     ran = run("list", "--database", sqlite_url, "--schema", "a b")
 

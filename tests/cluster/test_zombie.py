@@ -15,14 +15,14 @@ from tests.cluster.nodes import Cluster
 from tests.waiting import until
 
 LEASE = 2.0
-TASKS = 12
+TASKS = 8
 
 
 @pytest.mark.timeout(120)
 def test_a_node_that_was_stopped_for_longer_than_its_lease_writes_nothing_and_joins_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    work = Work(cluster, tmp_path / "steps", steps=150, pause=0.02)
+    work = Work(cluster, tmp_path / "steps", steps=80, pause=0.05)
     zombie = cluster.start(concurrency=TASKS, lease=LEASE, late=1.0)
     ids = work.create(TASKS)
     until(lambda: cluster.running() == {zombie.id(): TASKS}, what="the first node to run all tasks")

@@ -8,13 +8,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, insert, select, update
+from sqlalchemy import Connection, Engine, NullPool, create_engine, delete, event, insert, select, update
 
 from pyasync.domain.task import Claim
 from pyasync.ids import new_fence, new_id
 from pyasync.store import nodes
 from pyasync.store.database import Database
 from pyasync.store.nodes import Beat
+from pyasync.store.tables import tables
 
 NODE = UUID("00000000-0000-7000-8000-000000000001")
 """Owns what the tests put as running."""
@@ -113,6 +114,11 @@ class Rows:
         with self.database.transaction() as tx:
             tx.execute(update(tx.t.task).where(tx.t.task.c.id == task_id).values(columns))
 
+    def drop(self, task_id: UUID) -> None:
+        """Remove a row."""
+        with self.database.transaction() as tx:
+            tx.execute(delete(tx.t.task).where(tx.t.task.c.id == task_id))
+
     def get(self, task_id: UUID) -> Any:
         """Return all columns of a row as they are committed; None if there is none."""
         with self.database.transaction() as tx:
@@ -150,17 +156,15 @@ class Rows:
     def locked(self, *task_ids: UUID) -> Iterator[Connection]:
         """Hold rows' locks on a second connection, as a caller's open transaction does."""
         engine = host_engine(self.database.url.render_as_string(hide_password=False))
-        table = self.database_table
+        table = self.table
         with engine.connect() as connection, connection.begin():
             connection.execute(select(table.c.id).where(table.c.id.in_(task_ids)).with_for_update())
             yield connection
         engine.dispose()
 
     @property
-    def database_table(self) -> Any:
+    def table(self) -> Any:
         """Return the table of tasks."""
-        from pyasync.store.tables import tables
-
         return tables(None).task
 
 

@@ -5,9 +5,9 @@ now.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -121,6 +121,14 @@ def opened(engine: Engine, kind: str) -> Iterator[Any]:
             registry.remove()
 
 
+@contextmanager
+def undone(engine: Engine, kind: str = "connection") -> Iterator[Any]:
+    """A transaction of the caller's that is rolled back in the end."""
+    with suppress(Undo), opened(engine, kind) as caller:
+        yield caller
+        raise Undo
+
+
 @pytest.fixture
 def ready(rows: Rows) -> Callable[[str], UUID]:
     """Put a task of a status, with a key that it had or has."""
@@ -144,10 +152,9 @@ def test_a_verb_is_rolled_back_with_the_callers_transaction(
     before = rows.all()
 
     for engine in hosts(database):
-        with pytest.raises(Undo), opened(engine, kind) as caller:
+        with undone(engine, kind) as caller:
             call(client, task_id, connection=caller)
             assert changed_inside(caller, before), "it was not done in the caller's transaction"
-            raise Undo
 
         assert rows.all() == before
 
@@ -187,7 +194,7 @@ def test_a_reading_verb_sees_what_the_callers_transaction_has_done(
 ) -> None:
     rows.join()
     for engine in hosts(database):
-        with pytest.raises(Undo), engine.begin() as caller:
+        with undone(engine) as caller:
             older = client.create_task("report", user="alice", connection=caller)
             task_id = client.create_task("report", user="alice", connection=caller)
 
@@ -196,7 +203,6 @@ def test_a_reading_verb_sees_what_the_callers_transaction_has_done(
             assert found
             if verb == "get_tasks, after":
                 assert [task.id for task in found] == [older]
-            raise Undo
         with pytest.raises(TaskNotFound):
             client.get_task(task_id)
 
@@ -206,9 +212,8 @@ def test_a_task_and_the_callers_own_rows_are_stored_together(client: Client, dat
     with engine.begin() as caller:
         caller.execute(text("create table if not exists host_order (id integer primary key, task varchar(36))"))
     try:
-        with pytest.raises(Undo), engine.begin() as caller:
+        with undone(engine) as caller:
             order_with_task(client, caller, 1)
-            raise Undo
         with engine.begin() as caller:
             task_id = order_with_task(client, caller, 2)
 
@@ -365,14 +370,13 @@ def test_a_verb_in_a_repeatable_read_that_is_behind_raises_the_databases_error(
     client: Client, database: Database, rows: Rows, verb: str
 ) -> None:
     """PostgreSQL's REPEATABLE READ cannot see what is committed now; it says so, and the caller begins again."""
-    task_id = rows.put("paused, pause", key_name="k", held_key="k")
+    new, task_id = new_id(), rows.put("paused, pause", key_name="k", held_key="k")
     calls = STALE | {
         "create_task": lambda client, id, **c: client.create_task("report", user="alice", id=new, **c),
         "delete_task, force": lambda client, id, **c: client.delete_task(id, force=True, **c),
         "pause_tasks": lambda client, id, **c: client.cancel_tasks(user="alice", **c),
     }
     for engine in hosts(database):
-        new = new_id()
         with snapshot(engine) as caller:
             rows.put("pending, run", id=new)
             rows.change(task_id, group_name="night")
@@ -383,6 +387,7 @@ def test_a_verb_in_a_repeatable_read_that_is_behind_raises_the_databases_error(
 
         assert database.is_transient(caught.value)
         assert rows.all() == before
+        rows.drop(new)
 
 
 # --- transient errors are the caller's, who alone can begin again
@@ -421,27 +426,25 @@ def test_several_tasks_are_locked_in_the_order_of_their_ids(
     engine = host(database)
 
     with ThreadPoolExecutor(1) as pool:
-        with rows.locked(ids[2]) as holder:
+        with rows.locked(ids[2]):
             pausing = pool.submit(client.pause_tasks, **wanted)
-            until(lambda: free(holder, ids) != set(ids), what="the first locks")
-            settled = until(lambda: stable(lambda: free(holder, ids)), what="the locks to stay as they are")
+            until(lambda: len(free(engine, ids)) < 4, what="the first locks")
+            left = until(lambda: stable(lambda: free(engine, ids)), what="the locks to stay as they are")
         assert pausing.result(10) == 5
-    engine.dispose()
 
-    assert settled == {ids[2], ids[3], ids[4]}
+    assert left == {ids[3], ids[4]}
 
 
-def free(connection: Connection, ids: list[UUID]) -> set[UUID]:
-    """Which of the rows the connection could lock now; it gives the new ones back."""
+def free(engine: Engine, ids: list[UUID]) -> set[UUID]:
+    """Which of the rows nobody has locked."""
     column = tables(None).task.c
-    with connection.begin_nested() as savepoint:
-        found = connection.execute(select(column.id).where(column.id.in_(ids)).with_for_update(skip_locked=True))
-        ids = list(found.scalars())
-        savepoint.rollback()
-    return set(ids)
+    with engine.connect() as connection:
+        query = select(column.id).where(column.id.in_(ids)).with_for_update(skip_locked=True)
+        return set(connection.execute(query).scalars())
 
 
 def stable(look: Callable[[], set[UUID]]) -> set[UUID]:
+    """What is seen several times in a row; nothing, if it changes."""
     seen = [look() for _ in range(5)]
     return seen[0] if all(each == seen[0] for each in seen) else set()
 
@@ -480,10 +483,9 @@ def test_a_forced_deletion_that_is_not_committed_yet_stops_no_nodes_beat(
     beat = Beat(counter=2, session_key=None, slots=1, running=0, draining=False, types={})
 
     for engine in hosts(database):
-        with pytest.raises(Undo), engine.begin() as caller:
+        with undone(engine) as caller:
             client.delete_task(task_id, force=True, connection=caller)
             assert impatient.once(nodes.beat, live, beat)
-            raise Undo
     impatient.close()
 
 
@@ -599,9 +601,8 @@ def test_a_wake_up_is_sent_with_the_callers_commit_and_never_before(
     listener.execute(f"listen {hints.channel(None)}")
 
     for engine in hosts(database):
-        with pytest.raises(Undo), engine.begin() as caller:
+        with undone(engine) as caller:
             client.pause_task(task_id, connection=caller)
-            raise Undo
         with engine.begin() as caller:
             client.create_task("report", connection=caller)
 
@@ -626,6 +627,15 @@ async def check_async(client: Client, database: Database, check: Callable[..., A
         await engine.dispose()
 
 
+@asynccontextmanager
+async def aundone(begin: Callable[[], Any]) -> AsyncIterator[Any]:
+    """A transaction of the async caller's that is rolled back in the end."""
+    with suppress(Undo):
+        async with begin() as opened:
+            yield session_of(opened)
+            raise Undo
+
+
 def session_of(opened: Any) -> Any:
     """An AsyncSession's `begin()` gives its transaction."""
     return getattr(opened, "session", opened)
@@ -643,10 +653,8 @@ def test_an_async_verb_is_part_of_the_callers_transaction(
         task_id = ready(status)
         before = rows.all()
 
-        with pytest.raises(Undo):
-            async with begin() as opened:
-                await call(aclient, task_id, connection=session_of(opened))
-                raise Undo
+        async with aundone(begin) as caller:
+            await call(aclient, task_id, connection=caller)
         assert rows.all() == before
 
         async with begin() as opened:
@@ -664,13 +672,11 @@ def test_an_async_reading_verb_sees_what_the_callers_transaction_has_done(
     rows.join()
 
     async def check(aclient: aio.AsyncClient, begin: Callable[[], Any]) -> None:
-        with pytest.raises(Undo):
-            async with begin() as opened:
-                await aclient.create_task("report", user="alice", connection=session_of(opened))
-                task_id = await aclient.create_task("report", user="alice", connection=session_of(opened))
+        async with aundone(begin) as caller:
+            await aclient.create_task("report", user="alice", connection=caller)
+            task_id = await aclient.create_task("report", user="alice", connection=caller)
 
-                assert await READS[verb](aclient, task_id, connection=session_of(opened))
-                raise Undo
+            assert await READS[verb](aclient, task_id, connection=caller)
         with pytest.raises(TaskNotFound):
             await aclient.get_task(task_id)
 
@@ -728,7 +734,7 @@ def test_a_blocking_verb_works_inside_run_sync(client: Client, database: Databas
 
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
-@pytest.mark.parametrize("verb", WRITES | READS)
+@pytest.mark.parametrize("verb", [*WRITES, *READS])
 def test_a_blocking_verb_on_an_event_loop_names_the_one_to_await(
     client: Client, rows: Rows, verb: str, loop: str
 ) -> None:

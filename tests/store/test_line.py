@@ -18,7 +18,8 @@ from sqlalchemy.exc import DBAPIError
 from pyasync.settings import Settings
 from pyasync.store import lockfiles, locks
 from pyasync.store.database import POOL_SIZE, Database, Tx
-from pyasync.store.line import MARK, NAME_LIMIT, RUN, Line, LineLost, channel, notify, open_line
+from pyasync.store.hints import DELETE, MARK, NAME_LIMIT, RUN, channel, notify
+from pyasync.store.line import Line, LineLost, open_line
 from pyasync.store.probes import held
 from tests.store.holder import LEASE, Holder
 from tests.waiting import until
@@ -466,7 +467,7 @@ def test_write_of_another_process_wakes_up(sqlite_url: str) -> None:
             line.wait(0)
             written = _after(0.1, lambda: other.do("write"))
 
-            assert line.wait(LONG) == {RUN, MARK}
+            assert line.wait(LONG) == {RUN, DELETE, MARK}
 
             written.join()
             line.close()
@@ -477,7 +478,7 @@ def test_write_between_two_waits_is_not_missed(sqlite_url: str) -> None:
         line = open_line(database, fast=True, deadline=DEADLINE)
         database.once(lambda tx: tx.execute(text("create table t (x integer)")))
 
-        assert line.wait(LONG) == {RUN, MARK}
+        assert line.wait(LONG) == {RUN, DELETE, MARK}
 
         line.close()
 

@@ -821,7 +821,7 @@ def test_several_ids_are_locked_in_the_order_of_ids(client: Client, database: Da
     with recorded(client._database.engine) as statements:
         client.pause_tasks(ids=ids[::-1])
 
-    table = rows.database_table
+    table = rows.table
     by_id = str(select(table.c.id).order_by(table.c.id).compile(dialect=database.engine.dialect)).partition("ORDER BY")[
         2
     ]

@@ -363,7 +363,7 @@ def _found(node: Node, states: list[State], done_after: datetime | None = None) 
 
 
 def _started(node: Node) -> datetime:
-    """Return when the node drew its id, a UUIDv7."""
+    """Return when the node drew its id, a UUIDv7; by this host's clock, since tests run beside their database."""
     return datetime.fromtimestamp((node.health().node_id.int >> 80) / 1000, UTC)
 
 

@@ -83,10 +83,7 @@ def _play(client: Client, url: str, work: Work, folder: Path) -> Measured:
     tag = work.groups[0].rpartition("-")[2]
     began = time.monotonic()
     names = [f"{name}-{tag}" for name in NAMES]
-    # In the environment, since everybody sees command lines, and a URL may hold a password.
-    environment = {"PYASYNC_DATABASE_URL": url, "PYASYNC_SCHEMA": client.settings.schema or ""}
-    environment |= {LEDGER: str(folder / "ledger")}
-    with Nodes(names, work.groups, folder, environment) as nodes, screen_for_stdout() as screen:
+    with Nodes(names, work.groups, folder, _environment(client, url, folder)) as nodes, screen_for_stdout() as screen:
         view = View(client, work, nodes, lambda: time.monotonic() - began)
         story = Story(view)
         try:
@@ -98,6 +95,12 @@ def _play(client: Client, url: str, work: Work, folder: Path) -> Measured:
         except StoryFailed as error:
             raise Ended(Exit.FAILURE, f"the demo failed: {error}") from None
     return story.measured
+
+
+def _environment(client: Client, url: str, folder: Path) -> dict[str, str]:
+    """Return what the nodes must know; not on their command lines, since a URL may hold a password."""
+    place = {"PYASYNC_DATABASE_URL": url, "PYASYNC_SCHEMA": client.settings.schema or ""}
+    return place | {LEDGER: str(folder / "ledger")}
 
 
 def _conclude(verdict: list[Check]) -> int:

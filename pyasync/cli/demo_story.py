@@ -10,14 +10,15 @@ from uuid import UUID
 from pyasync.cli.demo_nodes import Fate, NodeProcess
 from pyasync.cli.demo_view import View, plain
 from pyasync.cli.terminal import tasks_in_words
+from pyasync.cli.workloads import ON_PURPOSE
 from pyasync.domain.states import State
 from pyasync.domain.task import Task
 
 STILL = 1.5
 """Seconds for which the paused task is left alone."""
-PATIENCE = 60.0
+PATIENCE = 90.0
 """Seconds that each act may take: a machine that is busy with other things is slow, not wrong."""
-EARLY, LATE = 0.15, 0.7
+EARLY, LATE = 0.15, 0.85
 """A task in the middle of its work has done at least and at most so much of it."""
 
 
@@ -71,10 +72,15 @@ class Story:
                 raise StoryFailed("\n".join([f"node {plain(node.name)} ended by itself; it wrote:", *node.log()]))
         if time.monotonic() > deadline:
             raise StoryFailed(f"waited {PATIENCE:g} s for {what}")
+        self._notice_failures()
+
+    def _notice_failures(self) -> None:
         for task in self._view.ordered():
             if task.errors and task.id not in self._failed:
                 self._failed.add(task.id)
-                self._view.tell(f"{self._view.label(task)} fails, once, on purpose; its parent restarts it")
+                message = str(task.errors[-1]["message"])
+                planned = "fails, once, on purpose; its parent restarts it"
+                self._view.tell(f"{self._view.label(task)} {planned if ON_PURPOSE in message else message}")
 
     def _join(self) -> Iterator[None]:
         self._view.tell(f"{len(self._view.nodes)} nodes start, each a process: {self._names()}")
@@ -107,7 +113,7 @@ class Story:
         task = self._in_the_middle()[0]
         self._view.client.pause_task(task.id)
         self._view.tell(f"{task.user} pauses {self._view.label(task)}")
-        yield from self._until(lambda: self._now(task).state in (State.PAUSED, State.FINISHED), "the task to pause")
+        yield from self._until(lambda: self._now(task).state is State.PAUSED, "the task to pause")
         paused, since = self._now(task), time.monotonic()
         yield from self._until(lambda: time.monotonic() - since > STILL, "time to pass")
         self.measured.paused, self.measured.stood_still = paused, self._now(task).seq == paused.seq
@@ -122,8 +128,7 @@ class Story:
 
     def _kill(self) -> Iterator[None]:
         yield from self._until(lambda: len(self._in_the_middle(self._busiest().name)) >= 2, "a node in full swing")
-        node = self._busiest()
-        killed_at = time.monotonic()
+        node, killed_at = self._busiest(), time.monotonic()
         node.kill()
         self._view.look()  # a dead process writes no more: what it owns now are its victims
         victims = [task for task in self._view.tasks_of(node.name) if not task.ended]
@@ -132,12 +137,12 @@ class Story:
         self._view.tell(f"kill -9 {node.pid}: {plain(node.name)} is gone; it ran {tasks_in_words(len(victims))}")
         yield from self._until(self._taken_over, "another node to take over")
         self.measured.takeover = time.monotonic() - killed_at
-        first = self._taken_over()[0]
-        where = f"on {plain(self._view.owner(first) or 'another node')}"
-        self._view.tell(
-            f"{self.measured.takeover:.1f} s later {self._view.label(first)} reports {first.message} {where}"
-        )
+        self._tell_takeover(self._taken_over()[0], self.measured.takeover)
         yield from self._until(lambda: len(self._taken_over()) == len(victims), "all its tasks to go on")
+
+    def _tell_takeover(self, first: Task, seconds: float) -> None:
+        where = f"on {plain(self._view.owner(first) or 'another node')}"
+        self._view.tell(f"{seconds:.1f} s later {self._view.label(first)} reports {first.message} {where}")
 
     def _busiest(self) -> NodeProcess:
         alive = [node for node in self._view.nodes if node.fate is Fate.ALIVE]

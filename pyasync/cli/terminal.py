@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pyasync.domain.states import State
 
 GAP = "  "
+LEAST = 8
+"""Columns of a terminal that an elastic column keeps."""
 _STEERING = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 COLOURS = {
@@ -126,16 +128,14 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]]) -> li
 
 
 def _fit(columns: Sequence[Column], widths: list[int]) -> None:
-    """Take what is too much from the elastic columns, in proportion to what they ask for."""
+    """Take what is too much from the elastic columns, always from the widest one."""
     if not is_terminal():
         return
     too_much = sum(widths) + len(GAP) * (len(widths) - 1) - shutil.get_terminal_size().columns
     elastic = [n for n, column in enumerate(columns) if column.elastic]
-    for n in sorted(elastic, key=lambda n: widths[n], reverse=True):
-        least = max(len(columns[n].title), 8)
-        taken = max(0, min(too_much, widths[n] - least))
-        widths[n] -= taken
-        too_much -= taken
+    for _ in range(max(0, too_much) if elastic else 0):
+        widest = max(elastic, key=lambda n: widths[n])
+        widths[widest] -= widths[widest] > LEAST
 
 
 def _line(columns: Sequence[Column], cells: Sequence[Cell], widths: Sequence[int]) -> str:

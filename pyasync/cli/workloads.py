@@ -25,6 +25,8 @@ from pyasync.registry import Registry
 DOT, MATRIX = "demo.dot", "demo.matrix"
 LEDGER = "PYASYNC_DEMO_LEDGER"
 """The environment variable that names the file of steps."""
+ON_PURPOSE = "on purpose, once"
+"""The error of the cell that fails, so that its parent has something to restart."""
 LOOK = 0.5
 """Seconds between two looks of a parent at its children."""
 
@@ -48,7 +50,7 @@ async def dot(run: AsyncRun[dict[str, Any]]) -> AsyncIterator[Report]:
 
 def _fail_once(run: AsyncRun[Any], i: int) -> None:
     if run.headers.get("fails_at") == i and run.epoch == 1:
-        raise ArithmeticError("on purpose, once: a parent restarts what fails")
+        raise ArithmeticError(ON_PURPOSE)
 
 
 @registry.task(MATRIX)

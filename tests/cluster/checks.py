@@ -41,7 +41,7 @@ class Work:
 
     def check(self) -> int:
         """Check every task's row, result and steps, and return how many steps were made in vain."""
-        made = self._made()
+        made = self.made()
         applied = self._applied()
         rows = self.cluster.rows("id", "type", "stage", "mark", "seq", "epoch", "attempt", "errors", "result")
         for row in rows:
@@ -65,7 +65,7 @@ class Work:
             last = steps[-1]
         assert last == self.steps, (row, lives)
 
-    def _made(self) -> dict[UUID, dict[int, list[int]]]:
+    def made(self) -> dict[UUID, dict[int, list[int]]]:
         """The steps that were made, stored or not, by task and epoch."""
         made: dict[UUID, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
         for line in self.file.read_text().splitlines():

@@ -109,6 +109,14 @@ async def idle(run: AsyncRun[Any]) -> AsyncIterator[Any]:
     yield
 
 
+async def innocent(run: AsyncRun[Any]) -> AsyncIterator[Any]:
+    """Make n steps, each of which takes its time before there is anything to report."""
+    for step in range(run.context.get("i", 0) + 1, run.arguments["n"] + 1):
+        await anyio.sleep(run.arguments["pause"])
+        yield {"i": step}
+    yield Finished(run.arguments["n"])
+
+
 async def poison(run: AsyncRun[Any]) -> AsyncIterator[Any]:
     """End the process that runs it."""
     await anyio.sleep(run.arguments["pause"])
@@ -218,7 +226,7 @@ async def dot(run: AsyncRun[Any]) -> AsyncIterator[Any]:
 
 
 TYPES: dict[str, Any] = {
-    "innocent": steps,
+    "innocent": innocent,
     "idle": idle,
     "poison": poison,
     "flaky": flaky,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -83,7 +85,9 @@ class Committing:
     def ended(self, node: Nodes) -> Any:
         """Run the task to its end and return it."""
         started = node(self.registry)
-        return started.wait_task(started.create_task("task", "start"), PATIENCE)
+        task = started.wait_task(started.create_task("task", "start"), PATIENCE)
+        started.stop()
+        return task
 
 
 # --- both
@@ -187,7 +191,7 @@ def test_exception_in_work_rolls_everything_back_and_is_the_users(node: Nodes, e
     ended = task.ended(node)
 
     assert [repr(each) for each in task.said] == ["OSError('after all')"]
-    assert (effects.contents(), ended.context, ended.seq) == ([], "start", 1)
+    assert (effects.contents(), ended.context, ended.seq) == ([], "start", 2)
 
 
 def test_report_that_cannot_be_stored_runs_no_work(node: Nodes, effects: Other, kind: str) -> None:
@@ -260,15 +264,10 @@ def test_statement_that_fails_inside_a_savepoint_may_be_swallowed(node: Nodes, e
 def test_savepoint_does_not_forgive_what_failed_before_it(node: Nodes, effects: Other, kind: str) -> None:
     def work(connection: Any) -> None:
         add("one")(connection)
-        try:
+        with suppress(exc.IntegrityError):
             add("one")(connection)
-        except exc.IntegrityError:
-            pass
-        try:
-            with connection.begin_nested():
-                raise OSError("rolled back")
-        except (OSError, exc.DBAPIError):
-            pass
+        with suppress(OSError, exc.DBAPIError), connection.begin_nested():
+            raise OSError("rolled back")
 
     task = Committing(kind, ({"step": 1}, work))
 
@@ -366,7 +365,7 @@ def test_work_is_repeated_after_a_deadlock_even_if_it_swallows_it(node: Nodes, e
                 touch(connection, "left")
                 raise LookupError
         except (LookupError, exc.DBAPIError):
-            pass
+            return
 
     contender = threading.Thread(target=contend, daemon=True)
     contender.start()
@@ -430,7 +429,7 @@ def test_commit_whose_reply_was_lost_counts_once_and_returns_what_work_did(
     assert faults[0].fired == 1
     assert task.said == ["value 1" if stored else "value 2", "added two"]
     assert effects.contents() == ["call 1" if stored else "call 2", "two"]
-    assert (ended.context, ended.seq) == ({"step": 2}, 3)
+    assert (ended.context, ended.seq) == ({"step": 2}, 4)
 
 
 @pytest.mark.databases("postgresql", "mariadb")  # on SQLite nobody else writes meanwhile
@@ -593,48 +592,18 @@ def test_pause_that_lands_during_work_stops_the_run_after_its_commit(node: Nodes
 def test_report_waits_for_a_commit_that_is_left_in_the_background(node: Nodes, effects: Other) -> None:
     gate = Gate()
     registry = Registry()
-
-    def slow(connection: Any) -> None:
-        gate.pass_()
-        add("one")(connection)
-
-    @registry.task("task")
-    async def task(run: Any) -> AsyncIterator[Any]:
-        async def open_soon() -> None:
-            await anyio.sleep(0.05)
-            gate.open()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(run.commit, {"by": "commit"}, slow)
-            group.start_soon(open_soon)
-            while gate.reached == 0:
-                await anyio.sleep(0.001)
-            done = background = anyio.Event()
-            group.start_soon(_later, done)
-            await background.wait()
-        yield {"by": "report"}
-
-    started = node(registry)
-
-    ended = started.wait_task(started.create_task("task"), PATIENCE)
-
-    assert (ended.state, ended.context, ended.seq) == (State.FINISHED, {"by": "report"}, 3)
-    assert effects.contents() == ["one"]
-
-
-async def _later(event: anyio.Event) -> None:
-    event.set()
-
-
-def test_commit_in_a_thread_and_a_report_do_not_pass_for_one(node: Nodes, effects: Other) -> None:
-    gate = Gate()
-    registry = Registry()
     said: list[Any] = []
 
-    def slow(connection: Any) -> str:
-        gate.reached += 1
-        threading.Event().wait(0.2)
-        return add("one")(connection)  # type: ignore[no-any-return]
+    def slow(connection: Any) -> Any:
+        gate.pass_()
+        return add("one")(connection)
+
+    def wait_for_both() -> None:
+        """Let the commit go on when the report, too, is about to be written."""
+        run = next(iter(started._runs))
+        until(lambda: run.writing.locked(), PATIENCE)
+        until(lambda: _waiting_writers() > 0, PATIENCE, "the report to wait")
+        gate.open()
 
     @registry.task("task")
     def task(run: Any) -> Iterator[Any]:
@@ -646,11 +615,20 @@ def test_commit_in_a_thread_and_a_report_do_not_pass_for_one(node: Nodes, effect
         yield Finished(run.stop.reason)
 
     started = node(registry)
+    task_id = started.create_task("task")
+    gate.wait_for()
+    wait_for_both()
 
-    ended = started.wait_task(started.create_task("task"), PATIENCE)
+    ended = started.wait_task(task_id, PATIENCE)
 
     assert (ended.state, ended.context, ended.seq) == (State.FINISHED, {"by": "report"}, 3)
     assert (said, effects.contents()) == (["added one"], ["one"])
+
+
+def _waiting_writers() -> int:
+    """Count the worker threads that wait to begin a write."""
+    frames = [frame for frame in sys._current_frames().values() if frame.f_code.co_name == "run"]
+    return sum("acquire" in str(frame.f_locals.get("func")) for frame in frames)
 
 
 def test_commit_left_in_the_background_ends_before_the_task_does(node: Nodes, effects: Other) -> None:
@@ -658,10 +636,9 @@ def test_commit_left_in_the_background_ends_before_the_task_does(node: Nodes, ef
     registry = Registry()
     said: list[Any] = []
 
-    def slow(connection: Any) -> str:
-        gate.reached += 1
-        threading.Event().wait(0.2)
-        return add("one")(connection)  # type: ignore[no-any-return]
+    def slow(connection: Any) -> Any:
+        gate.pass_()
+        return add("one")(connection)
 
     @registry.task("task")
     def task() -> str:
@@ -671,8 +648,12 @@ def test_commit_left_in_the_background_ends_before_the_task_does(node: Nodes, ef
         return "returned"
 
     started = node(registry)
+    task_id = started.create_task("task")
+    gate.wait_for()
+    until(lambda: _waiting_writers() > 0, PATIENCE, "the end to wait")
+    gate.open()
 
-    ended = started.wait_task(started.create_task("task"), PATIENCE)
+    ended = started.wait_task(task_id, PATIENCE)
 
     assert (ended.state, ended.result, ended.context, ended.seq) == (State.FINISHED, "returned", {"by": "commit"}, 2)
     assert (said, effects.contents()) == (["added one"], ["one"])

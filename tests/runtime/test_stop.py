@@ -313,14 +313,14 @@ def test_run_that_looks_at_its_stop_has_a_last_word(node: Nodes, kind: str) -> N
     gate = Gate()
 
     def sync(run: Any) -> Iterator[Any]:
-        gate.reached += 1
         yield "at work"
+        gate.reached += 1
         run.stop.wait(PATIENCE)
         yield f"stopped to {run.stop.reason}"
 
     async def asynchronous(run: Any) -> AsyncIterator[Any]:
-        gate.reached += 1
         yield "at work"
+        gate.reached += 1
         await run.stop.wait(PATIENCE)
         yield f"stopped to {run.stop.reason}"
 

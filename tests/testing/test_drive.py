@@ -31,6 +31,7 @@ from pyasync import (
     current_run,
 )
 from pyasync.testing import adrain, adrive, drain, drive
+from tests.waiting import until
 
 
 def count(run: pyasync.Run[Any]) -> Iterator[Any]:
@@ -508,7 +509,8 @@ def test_deletions_are_run(node: Node) -> None:
 def test_a_drain_that_takes_too_long_says_why(node: Node) -> None:
     release = threading.Event()
     node.registry.register_task("hangs", lambda: release.wait(30))
-    node.create_task("hangs")
+    task = node.create_task("hangs")
+    until(lambda: node.get_task(task).state is State.RUNNING)
 
     with pytest.raises(TimeoutError, match=r"still not drained after 0\.3 s; task .* of type 'hangs': It runs on node"):
         drain(node, timeout=0.3)

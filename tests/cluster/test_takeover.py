@@ -1,0 +1,137 @@
+"""Nodes that die, and who goes on with their tasks: how soon, from where, and whose fault it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pyasync import NewTask, State
+from tests.cluster.checks import Work
+from tests.cluster.nodes import Cluster, NodeProcess
+from tests.waiting import until
+
+SOON = 6.0
+"""Seconds within which a dead connection must have had its effect, on a busy machine; the default lease is 15."""
+LEASE = 3.0
+TASKS = 8
+
+
+def with_tasks_on_one_of_two(cluster: Cluster, work: Work, **settings: object) -> tuple[NodeProcess, NodeProcess]:
+    """Start two nodes, of which the first has all the tasks, and let them get to know each other."""
+    victim = cluster.start(**settings)
+    work.create(TASKS)
+    until(lambda: cluster.running() == {victim.id(): TASKS}, what="the first node to run all tasks")
+    heir = cluster.start(**settings)
+    # The heir must have seen the victim alive: it looks every 0.4 to 1 s.
+    seen = max(row.seq for row in cluster.rows("seq")) + 1.5 / work.pause
+    until(lambda: min(row.seq for row in cluster.rows("seq")) >= seen, 30.0, "the tasks to make some steps")
+    return victim, heir
+
+
+def seconds_until_claimed_again(cluster: Cluster, since: float) -> float:
+    until(lambda: all(row.epoch == 2 for row in cluster.rows("epoch")), 40.0, "the other node to run the tasks")
+    return time.monotonic() - since
+
+
+def test_tasks_of_a_killed_node_go_on_elsewhere_from_their_last_checkpoint_in_seconds(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    work = Work(cluster, tmp_path / "steps", steps=60, pause=0.1)
+    victim, heir = with_tasks_on_one_of_two(cluster, work)
+
+    killed = victim.kill()
+    stored = {row.id: row.seq for row in cluster.rows("id", "seq")}
+    took = seconds_until_claimed_again(cluster, killed)
+
+    print(f"running elsewhere {took:.2f} s after the kill")
+    assert took < SOON
+    until(work.done, 45.0, "the tasks to finish")
+    work.check()
+    assert {task: lives[2][0] for task, lives in work.made().items()} == {task: seq + 1 for task, seq in stored.items()}
+    assert [line["reason"] for line in heir.lines("a node was declared lost")] == ["its connection ended"]
+
+
+def test_tasks_of_a_killed_node_go_on_when_its_lease_has_run_out_if_nothing_else_tells(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    work = Work(cluster, tmp_path / "steps", steps=60, pause=0.1)
+    victim, heir = with_tasks_on_one_of_two(cluster, work, lease=LEASE, fast_detection=False)
+
+    took = seconds_until_claimed_again(cluster, victim.kill())
+
+    print(f"running elsewhere {took:.2f} s after the kill")
+    assert took < LEASE + 3.0
+    until(work.done, 45.0, "the tasks to finish")
+    work.check()
+    assert [line["reason"] for line in heir.lines("a node was declared lost")] == ["its lease ran out"]
+
+
+def test_a_killed_node_costs_its_tasks_a_loss_and_one_that_is_told_to_stop_none(cluster: Cluster) -> None:
+    nodes = [cluster.start(lease=LEASE)]
+    cluster.client.create_tasks([NewTask(type="idle")] * TASKS)
+    until(lambda: cluster.running() == {nodes[0].id(): TASKS}, what="the first node to run all tasks")
+    nodes.append(cluster.start(lease=LEASE))
+
+    asked = time.monotonic()
+    assert nodes[0].terminate() == 0
+    took = seconds_until_claimed_again(cluster, asked)
+
+    print(f"running elsewhere {took:.2f} s after SIGTERM")
+    assert took < LEASE, "nobody waits for the lease of a node that has left"
+    assert {row.losses for row in cluster.rows("losses")} == {0}
+    assert (cluster.taken_over(), [info.name for info in cluster.client.get_nodes()]) == (0, [nodes[1].name])
+
+    nodes.append(cluster.start(lease=LEASE))
+    nodes[1].kill()
+    until(lambda: cluster.running() == {nodes[2].id(): TASKS}, 20.0, "the last node to run all tasks")
+    assert {tuple(row) for row in cluster.rows("losses", "epoch")} == {(1, 3)}
+    assert cluster.taken_over() == TASKS
+
+
+@pytest.mark.timeout(120)
+def test_a_task_that_kills_its_nodes_is_found_and_its_neighbours_are_not_blamed(cluster: Cluster) -> None:
+    settings = {"lease": LEASE}
+    innocents = [NewTask(type="innocent", arguments={"n": 2, "pause": 0.4})] * 20
+    poison = NewTask(type="poison", arguments={"pause": 0.1})
+    ids = cluster.client.create_tasks([*innocents[:5], poison, *innocents[5:]])
+    culprit = ids.pop(5)
+    cluster.start_some(2, **settings)
+
+    def done() -> bool:
+        for _ in range(2 - len(cluster.alive())):
+            cluster.start(wait=False, **settings)
+        return all(state in (State.FINISHED, State.FAILED) for state in cluster.client.count_tasks())
+
+    until(done, 90.0, "all tasks to end")
+
+    deaths = Counter(node.code for node in cluster.nodes)[3]
+    print(f"{deaths} nodes died; {[tuple(row) for row in cluster.rows('losses', 'epoch')]}")
+    assert deaths <= 3
+    found = cluster.client.get_task(culprit)
+    assert (found.state, found.errors[-1]["kind"]) == (State.FAILED, "crash loop")
+    for task in cluster.client.get_tasks(ids=ids):
+        assert (task.state, task.result, task.errors) == (State.FINISHED, 2, []), task
+
+
+def test_all_tasks_finish_exactly_after_all_nodes_were_killed_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    work = Work(cluster, tmp_path / "steps", steps=20, pause=0.1)
+    nodes = cluster.start_some(3, lease=LEASE, concurrency=4)
+    work.create(12)
+    until(lambda: sum(cluster.running().values()) == 12, what="all tasks to run")
+    until(lambda: min(row.seq for row in cluster.rows("seq")) > 0, what="all tasks to make a step")
+
+    killed = [node.kill() for node in nodes]
+    running = sum(cluster.running().values())
+    cluster.start_some(3, lease=LEASE, concurrency=4)
+    took = seconds_until_claimed_again(cluster, killed[-1])
+
+    print(f"{running} tasks running again {took:.2f} s after the kills")
+    assert running == 12
+    assert took < LEASE + 6.0
+    until(work.done, 30.0, "the tasks to finish")
+    work.check()
+    assert json.loads(json.dumps(cluster.client.count_tasks())) == {"FINISHED": 12}

@@ -35,6 +35,7 @@ UNITS = {
     "strict": "yes or no",
     "stall_after": "seconds",
     "fast_detection": "yes or no",
+    "connections": "connections",
     "database_timeout": "seconds",
 }
 

@@ -63,6 +63,8 @@ class Client:
     """
 
     _survives_fork = True
+    _connections_kept = 0
+    """Of the setting `connections`, those that do not go into the pool."""
 
     def __init__(self, database: Any, **settings: Any) -> None:
         self._set_up(database, Settings.load(**settings))
@@ -70,7 +72,8 @@ class Client:
 
     def _set_up(self, database: Any, settings: Settings) -> None:
         self.settings = settings
-        self._database = Database(database, settings, survives_fork=self._survives_fork)
+        pool = settings.connections - self._connections_kept
+        self._database = Database(database, settings, connections=pool, survives_fork=self._survives_fork)
         self._codec = Codec(None)
         self._known_types: set[str] = set()
         self._hints = hints.Sender(self._database)

@@ -89,6 +89,9 @@ class Settings:
     fast_detection: bool = True
     """Whether a lost connection of a node's keeper shortens the wait for its lease to run out."""
 
+    connections: int = 4
+    """The most connections of a node: two of its own for keeping its lease and watching others, the rest in a pool."""
+
     database_timeout: float = 30.0
     """How long a statement may take before its connection is given up as hung."""
 
@@ -236,6 +239,7 @@ _CHECKS: Mapping[str, _Check] = {
     "strict": _flag,
     "stall_after": _seconds(0.01),
     "fast_detection": _flag,
+    "connections": _whole(4),
     "database_timeout": _seconds(0.1),
 }
 
@@ -256,5 +260,6 @@ _READERS: Mapping[str, Callable[[str], object]] = {
     "strict": _read_bool,
     "stall_after": float,
     "fast_detection": _read_bool,
+    "connections": int,
     "database_timeout": float,
 }

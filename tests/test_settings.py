@@ -39,6 +39,7 @@ def test_defaults_are_those_of_the_manual() -> None:
         "strict": True,
         "stall_after": 2.0,
         "fast_detection": True,
+        "connections": 4,
         "database_timeout": 30.0,
     }
 
@@ -102,6 +103,7 @@ def test_names_become_a_frozenset_and_seconds_floats() -> None:
         ("strict", "no"),
         ("stall_after", 0),
         ("fast_detection", None),
+        ("connections", 3),
         ("database_timeout", 0),
     ],
 )

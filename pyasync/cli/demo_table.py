@@ -78,7 +78,7 @@ def _doing(view: View, node: NodeProcess) -> str:
 
 def _tasks(view: View) -> RenderableType:
     table = Table(box=None, header_style="dim")
-    for title, width in (("task", 8), ("user", 5), ("group", 7), ("state", 9), ("progress", 22)):
+    for title, width in (("task", 8), ("user", 5), ("group", 7), ("state", 9), ("progress", 18)):
         table.add_column(title, min_width=width, no_wrap=True)
     table.add_column("", justify="right", width=4)
     table.add_column("node", min_width=5, no_wrap=True)
@@ -95,7 +95,7 @@ def _row(view: View, task: Task) -> tuple[RenderableType, ...]:
         Text(safe(task.user)),
         Text(safe(plain(task.group))),
         Text(task.state.value, _STATES.get(task.state, "")),
-        ProgressBar(total=1.0, completed=progress, width=22),
+        ProgressBar(total=1.0, completed=progress, width=18),
         Text(f"{progress:.0%}"),
         _owner(view, task),
         Text(str(task.epoch), "bold" if task.epoch > 1 else "dim"),

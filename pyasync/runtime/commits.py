@@ -17,11 +17,6 @@ from pyasync.store.writes import Fate, Write, Written
 
 FIRST_DELAY, LONGEST_DELAY = 0.02, 1.0
 
-AT_ONCE = 2
-"""Commits at the same time: fewer than the pool's connections, so that `work` may call verbs that need one of their
-own.
-"""
-
 
 class _Refused(Exception):
     """The guarded write changed no row: roll everything back."""
@@ -50,7 +45,8 @@ class Commits:
         self._stop_run = stop
         self._lost = lost
         self._on_room = on_room
-        self._places = threading.BoundedSemaphore(AT_ONCE)
+        # Fewer at once than there are connections, so that `work` may call verbs that need one of their own.
+        self._places = threading.BoundedSemaphore(max(1, database.connections - 1))
 
     def commit(self, execution: Execution, report: Any, work: Callable[[Any], Any]) -> Any:
         """Store `work`'s writes and the report, or neither; blocks until that is known. See `Run.commit`."""

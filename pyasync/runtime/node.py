@@ -56,6 +56,7 @@ class Node(Client):
     """
 
     _survives_fork = False
+    _connections_kept = 2  # the keeper's, and the one over which the sweeper watches others
 
     def __init__(self, database: Any, registry: Registry | None = None, **settings: Any) -> None:
         self._set_up(database, Settings.load(**settings))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, case, delete, func, literal, null, or_, select, update
+from sqlalchemy import Row, Select, UnaryExpression, case, delete, func, literal, null, or_, select, update
+from sqlalchemy.sql import operators
 
 from pyasync.domain.failures import CRASH_LOOP, NODE_LOST
 from pyasync.domain.queues import PROBATION_LOSSES, Queue, QueuePolicy, queue_of
@@ -102,7 +103,7 @@ def claim(tx: Tx, node_id: UUID, fence: UUID, request: Request) -> list[Row[Any]
         return []
     candidates = [row for offer in request.offers for row in tx.execute(_candidates(tx, request, offer)).all()]
     if len(request.offers) > 1:
-        candidates.sort(key=_order)
+        _sort(candidates, request.policy.order(tx.t.task.c))
     rows = candidates[: request.limit]
     offers = {offer.type: offer for offer in request.offers}
     for name in {row.type for row in rows}:
@@ -110,29 +111,39 @@ def claim(tx: Tx, node_id: UUID, fence: UUID, request: Request) -> list[Row[Any]
     return rows
 
 
-def _order(row: Row[Any]) -> tuple[Any, ...]:
-    return (row.stage, row.rank, *row[len(_CLAIMED) :])
+def _sort(rows: list[Row[Any]], order: Sequence[Any]) -> None:
+    """Merge what was ordered by type: by the last criterion first, since each sort keeps what the one before did."""
+    for place, each in reversed(list(enumerate(order, len(_CLAIMED)))):
+        rows.sort(key=lambda row, place=place: (row[place] is not None, row[place]), reverse=_parts(each)[1])  # type: ignore[misc]
+    rows.sort(key=lambda row: (row.stage, row.rank))
+
+
+def _parts(criterion: Any) -> tuple[Any, bool]:
+    """Return what a policy orders by, and whether from the highest down."""
+    descends = False
+    while isinstance(criterion, UnaryExpression) and criterion.modifier is not None:
+        descends |= criterion.modifier is operators.desc_op
+        criterion = criterion.element
+    return criterion, descends
 
 
 def _candidates(tx: Tx, request: Request, offer: Offer) -> Select[Any]:
     column = tx.t.task.c
     order = request.policy.order(column)
     room = (request.room or {}).get(offer.type, request.limit)
+    criteria = (_parts(each)[0].label(f"order_{n}") for n, each in enumerate(order))
     query = (
-        select(*(column[name] for name in _CLAIMED), *(each.label(f"order_{n}") for n, each in enumerate(order)))
+        select(*(column[name] for name in _CLAIMED), *criteria)
         .where(column.queue == request.queue.value, column.type == offer.type, column.version <= offer.version)
         .order_by(column.stage, column.rank, *order)
         .limit(min(room, request.limit))
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, key_share=True)  # a host's row may refer to the task: that is no obstacle
     )
     if request.groups is not None:
         query = query.where(column.group_name.in_(request.groups))
     if request.queue is Queue.PROBATION and not offer.cleans:
         query = query.where(column.mark == Mark.RUN.value)
     return query
-
-
-_EXECUTABLE = [Status(Stage.PENDING, Mark.RUN), Status(Stage.PAUSED, Mark.RUN)]
 
 
 def _take(tx: Tx, node_id: UUID, fence: UUID, offer: Offer, ids: Sequence[UUID]) -> None:

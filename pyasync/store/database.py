@@ -24,7 +24,6 @@ R = TypeVar("R")
 DRIVERS = {"postgresql": "psycopg", "mysql": "pymysql", "mariadb": "pymysql", "sqlite": "pysqlite"}
 """The driver that we use on each database."""
 
-POOL_SIZE = 4
 PATIENCE = 10.0
 """Seconds for which transient errors are met by beginning again."""
 FIRST_DELAY, LONGEST_DELAY = 0.01, 1.0
@@ -65,21 +64,23 @@ class Database:
     transactions.
     """
 
-    def __init__(self, database: Any, bounds: Bounds, *, survives_fork: bool = False) -> None:
-        self.engine = _own_engine(database)
+    def __init__(self, database: Any, bounds: Bounds, *, connections: int = 4, survives_fork: bool = False) -> None:
+        self.connections = connections
+        self.engine = _own_engine(database, connections)
         self.url = self.engine.url
         self.dialect = dialect_for(self.engine.dialect.name)
         if bounds.schema and not self.dialect.has_schemas:
             raise BadArgument(f"{self.dialect.name} has no schemas: leave the setting 'schema' out")
         self.schema = bounds.schema
         self._bounds = bounds
-        self._places = threading.BoundedSemaphore(POOL_SIZE)
+        self._places = threading.BoundedSemaphore(connections)
         self._pid = os.getpid()
         self._survives_fork = survives_fork
-        self._failures: dict[Connection, list[BaseException | str]] = {}
+        self._failures: dict[Connection, list[BaseException | None]] = {}  # None: here begins a savepoint
         event.listen(self.engine, "connect", self._prepare)
         event.listen(self.engine, "handle_error", self._note_failure)
         event.listen(self.engine, "savepoint", self._note_savepoint)
+        event.listen(self.engine, "release_savepoint", self._note_release)
         event.listen(self.engine, "rollback_savepoint", self._forgive)
         event.listen(self.engine, "commit", self._refuse_commit)
 
@@ -149,11 +150,9 @@ class Database:
                 del self._failures[tx.connection]
 
     def check(self, tx: Tx) -> None:
-        """Raise TransactionDoomed if a statement has failed in a guarded transaction, outside of a savepoint rolled
-        back.
-        """
+        """Raise TransactionDoomed if a statement of a guarded transaction failed, and no savepoint has undone that."""
         for failure in self._failures.get(tx.connection, ()):
-            if isinstance(failure, BaseException):
+            if failure is not None:
                 raise self._doomed(failure)
 
     def bind(self, connection: Any) -> Tx:
@@ -196,17 +195,20 @@ class Database:
         if failures is not None:
             failures.append(context.original_exception)
 
-    def _note_savepoint(self, connection: Connection, name: str) -> None:
+    def _note_savepoint(self, connection: Connection, *_: object) -> None:
         if connection in self._failures:
-            self._failures[connection].append(name)
+            self._failures[connection].append(None)
 
-    def _forgive(self, connection: Connection, name: str, context: object) -> None:
-        """Forget what failed since a savepoint to which the user's code goes back; if that fails, it is noted as all
-        else.
-        """
+    def _note_release(self, connection: Connection, *_: object) -> None:
         failures = self._failures.get(connection, [])
-        if name in failures:
-            del failures[failures.index(name) :]
+        if None in failures:
+            del failures[_last_savepoint(failures)]
+
+    def _forgive(self, connection: Connection, *_: object) -> None:
+        """Forget what failed since the savepoint that user code goes back to; if that fails, it is noted, too."""
+        failures = self._failures.get(connection, [])
+        if None in failures:
+            del failures[_last_savepoint(failures) :]
 
     def _refuse_commit(self, connection: Connection) -> None:
         if connection in self._failures:
@@ -224,7 +226,7 @@ class Database:
         if not self._survives_fork:
             raise ForkedProcess
         self.engine.dispose(close=False)
-        self._places, self._pid = threading.BoundedSemaphore(POOL_SIZE), os.getpid()
+        self._places, self._pid = threading.BoundedSemaphore(self.connections), os.getpid()
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         return DatabaseUnavailable(self.url.render_as_string(hide_password=True), str(original(error)).strip())
@@ -235,29 +237,33 @@ class Database:
         return doomed
 
 
+def _last_savepoint(failures: list[BaseException | None]) -> int:
+    return max(index for index, failure in enumerate(failures) if failure is None)
+
+
 def _of_driver(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("psycopg", "pymysql", "sqlite3")
 
 
-def _own_engine(database: Any) -> Engine:
+def _own_engine(database: Any, connections: int) -> Engine:
     """Return an engine on a pool of our own, from a URL, an Engine or an AsyncEngine."""
     sync = getattr(database, "sync_engine", database)
     if isinstance(sync, Engine):
-        return _engine_beside(sync)
+        return _engine_beside(sync, connections)
     if isinstance(database, str | URL):
-        return _engine_from(make_url(database))
+        return _engine_from(make_url(database), connections)
     raise BadArgument(f"database is a URL or a SQLAlchemy engine, not {type(database).__name__}")
 
 
-def _engine_beside(engine: Engine) -> Engine:
+def _engine_beside(engine: Engine, connections: int) -> Engine:
     _refuse_memory(engine.url)
     name = dialect_for(engine.dialect.name).name
     if engine.dialect.is_async or engine.dialect.driver != DRIVERS[name]:
-        return _engine_from(engine.url)
+        return _engine_from(engine.url, connections)
     return Engine(engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=True)
 
 
-def _engine_from(url: URL) -> Engine:
+def _engine_from(url: URL, connections: int) -> Engine:
     backend = url.get_backend_name()
     name = dialect_for(backend).name
     _refuse_memory(url)
@@ -273,7 +279,7 @@ def _engine_from(url: URL) -> Engine:
     if name == "mysql" and "charset" not in url.query:
         ours = ours.update_query_dict({"charset": "utf8mb4"})
     return create_engine(
-        ours, pool_size=POOL_SIZE, max_overflow=1, pool_pre_ping=False, connect_args=arguments, hide_parameters=True
+        ours, pool_size=connections, max_overflow=1, pool_pre_ping=False, connect_args=arguments, hide_parameters=True
     )
 
 

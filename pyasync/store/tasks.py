@@ -317,7 +317,7 @@ def as_task(row: Row[Any]) -> Task:
         state=state_of(status),
         arguments=arguments,
         context=arguments if row.context is None else json.loads(row.context),
-        progress=row.progress,
+        progress=None if row.progress is None else 1.0 if status.stage is Stage.FINISHED else row.progress,
         message=row.message,
         result=None if row.result is None else json.loads(row.result),
         error=errors[-1]["message"] if errors and status.stage is not Stage.FINISHED else None,

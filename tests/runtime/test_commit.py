@@ -324,7 +324,7 @@ def test_work_is_repeated_after_its_connection_was_lost(
     ended = task.ended(node)
 
     assert task.said == ["call 2"]
-    assert (effects.contents(), ended.context, ended.seq) == (["one"], {"step": 1}, 2)
+    assert (effects.contents(), ended.context, ended.seq) == (["one"], {"step": 1}, 3)
 
 
 @pytest.mark.databases("postgresql", "mariadb")  # SQLite has one writer, and so no deadlocks

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from pyasync.settings import Settings
 from pyasync.store import lockfiles, locks
-from pyasync.store.database import POOL_SIZE, Database, Tx
+from pyasync.store.database import Database, Tx
 from pyasync.store.hints import DELETE, MARK, NAME_LIMIT, RUN, channel, notify
 from pyasync.store.line import Line, LineLost, open_line
 from pyasync.store.probes import held
@@ -250,7 +250,7 @@ def test_statements_are_committed(database: Database, line: Line) -> None:
 
 
 def test_drained_pool_holds_nobody_back(database: Database) -> None:
-    connections = [database.engine.connect() for _ in range(POOL_SIZE + 1)]
+    connections = [database.engine.connect() for _ in range(database.connections + 1)]
 
     began = time.monotonic()
     line = open_line(database, fast=True, deadline=DEADLINE)

@@ -112,9 +112,10 @@ class Database:
                 with opener() as tx:
                     return fn(tx)
             except Exception as error:
-                if not self.is_transient(error):
+                refused = _at_connecting(error)
+                if not refused and not self.is_transient(error):
                     raise
-                if time.monotonic() + delay > until:
+                if time.monotonic() + delay > until or (refused and not self.is_transient(error)):
                     raise self._unavailable(error) from error
             time.sleep(delay * random.uniform(0.5, 1.0))
             delay = min(LONGEST_DELAY, delay * 2)
@@ -239,6 +240,11 @@ class Database:
 
 def _last_savepoint(failures: list[BaseException | None]) -> int:
     return max(index for index, failure in enumerate(failures) if failure is None)
+
+
+def _at_connecting(error: BaseException) -> bool:
+    """Tell whether a connection could not be made at all: those errors belong to no statement."""
+    return isinstance(error, exc.OperationalError | exc.InterfaceError) and error.statement is None
 
 
 def _of_driver(error: BaseException) -> bool:

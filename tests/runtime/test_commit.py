@@ -380,18 +380,18 @@ def test_work_is_repeated_after_a_deadlock_even_if_it_swallows_it(node: Nodes, e
 
 
 class _Transient:
-    """Makes the next commit of an engine fail as if the connection were lost, before or after it is stored."""
+    """Makes the commit of one connection fail as if that were lost, before or after it is stored."""
 
     def __init__(self, started: Node, *, stored: bool) -> None:
         self.fired = 0
-        self.armed = False
+        self.victim: Any = None
         self.stored = stored
         event.listen(started._database.engine, "commit", self._lose)
 
     def _lose(self, connection: Any) -> None:
-        if not self.armed:
+        if connection is not self.victim:
             return
-        self.armed = False
+        self.victim = None
         self.fired += 1
         if self.stored:
             driver = connection.connection.driver_connection
@@ -417,7 +417,7 @@ def test_commit_whose_reply_was_lost_counts_once_and_returns_what_work_did(
     def work(connection: Any) -> str:
         calls.append(len(calls))
         add(f"call {len(calls)}")(connection)
-        faults[0].armed = len(calls) == 1
+        faults[0].victim = connection if len(calls) == 1 else None
         return f"value {len(calls)}"
 
     task = Committing(kind, ({"step": 1}, work), ({"step": 2}, add("two")))
@@ -442,7 +442,7 @@ def test_commit_that_comes_through_late_while_work_is_repeated_counts_once(
         calls.append(len(calls))
         add(f"call {len(calls)}")(connection)
         if len(calls) == 1:
-            fault[0].armed = True
+            fault[0].victim = connection
         else:
             _store_late()
         return f"value {len(calls)}"

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from pyasync.settings import Settings
 from pyasync.store import lockfiles, locks
 from pyasync.store.database import Database, Tx
-from pyasync.store.hints import DELETE, MARK, NAME_LIMIT, RUN, channel, notify
+from pyasync.store.hints import MARK, NAME_LIMIT, RUN, channel, notify
 from pyasync.store.line import Line, LineLost, open_line
 from pyasync.store.probes import held
 from tests.store.holder import LEASE, Holder
@@ -467,7 +467,7 @@ def test_write_of_another_process_wakes_up(sqlite_url: str) -> None:
             line.wait(0)
             written = _after(0.1, lambda: other.do("write"))
 
-            assert line.wait(LONG) == {RUN, DELETE, MARK}
+            assert line.wait(LONG) == {RUN, MARK}
 
             written.join()
             line.close()
@@ -478,7 +478,7 @@ def test_write_between_two_waits_is_not_missed(sqlite_url: str) -> None:
         line = open_line(database, fast=True, deadline=DEADLINE)
         database.once(lambda tx: tx.execute(text("create table t (x integer)")))
 
-        assert line.wait(LONG) == {RUN, DELETE, MARK}
+        assert line.wait(LONG) == {RUN, MARK}
 
         line.close()
 

@@ -83,6 +83,7 @@ class Database:
         event.listen(self.engine, "release_savepoint", self._note_release)
         event.listen(self.engine, "rollback_savepoint", self._forgive)
         event.listen(self.engine, "commit", self._refuse_commit)
+        event.listen(self.engine, "rollback", self._note_rollback)
 
     def run(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn(tx, ...)` in a transaction of its own and commit; transient errors begin it again for a few seconds.
@@ -212,8 +213,17 @@ class Database:
             del failures[_last_savepoint(failures) :]
 
     def _refuse_commit(self, connection: Connection) -> None:
+        if connection not in self._failures:
+            return
+        # A commit that fails before it reaches the driver leaves the transaction open, even in the pool.
+        connection.dialect.do_rollback(connection.connection)
+        refusal = BadArgument("work must not commit: its writes and the report are committed together, when it returns")
+        self._failures[connection].append(refusal)
+        raise refusal
+
+    def _note_rollback(self, connection: Connection) -> None:
         if connection in self._failures:
-            raise BadArgument("work must not commit: its writes and the report are committed together, when it returns")
+            self._failures[connection].append(BadArgument("work rolled back, and its report must not be stored alone"))
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

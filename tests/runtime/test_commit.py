@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -277,16 +278,27 @@ def test_savepoint_does_not_forgive_what_failed_before_it(node: Nodes, effects: 
     assert (effects.contents(), ended.context) == ([], "start")
 
 
-def test_work_that_commits_by_itself_is_refused(node: Nodes, effects: Other, kind: str) -> None:
-    def work(connection: Any) -> None:
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_work_that_commits_or_rolls_back_by_itself_is_refused(
+    node: Nodes, effects: Other, kind: str, swallowed: bool
+) -> None:
+    def committing(connection: Any) -> None:
         add("half")(connection)
-        connection.commit()
+        with suppress(BadArgument if swallowed else ()):
+            connection.commit()
 
-    task = Committing(kind, ({"step": 1}, work), ({"step": 2}, add("two")))
+    def rolling_back(connection: Any) -> None:
+        add("none")(connection)
+        connection.rollback()
+
+    task = Committing(kind, (1, committing), (1, rolling_back), ({"step": 2}, add("two")))
 
     ended = task.ended(node)
 
-    assert isinstance(task.said[0], BadArgument)
+    assert [type(each) for each in task.said[:2]] == [
+        TransactionDoomed if swallowed else BadArgument,
+        TransactionDoomed,
+    ]
     assert "must not commit" in str(task.said[0])
     assert (effects.contents(), ended.context) == (["two"], {"step": 2})
 
@@ -393,19 +405,13 @@ class _Transient:
             return
         self.victim = None
         self.fired += 1
-        if self.stored:
-            driver = connection.connection.driver_connection
-            driver.execute("commit") if connection.dialect.name == "sqlite" else driver.commit()
-        raise _lost(connection)
-
-
-def _lost(connection: Any) -> Exception:
-    """Return what the driver raises when a connection is lost."""
-    dbapi = connection.dialect.loaded_dbapi
-    error: Exception = dbapi.OperationalError(2013, "Lost connection to server during query")
-    if connection.dialect.name == "sqlite":
-        error.sqlite_errorcode = 5  # type: ignore[attr-defined]  # SQLITE_BUSY: there is no connection to lose
-    return error
+        driver = connection.connection.driver_connection
+        driver.commit() if self.stored else driver.rollback()
+        if connection.dialect.name == "sqlite":  # there is no connection to lose
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
+        driver.close()
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])

@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Table, exc
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from pyasync.errors import BadArgument
 from pyasync.store.types import Utc
@@ -37,21 +38,21 @@ _MIGRATION_BLOCKS = 15  # seconds: while a change waits for a table, everybody e
 _MIGRATION_KEY = int.from_bytes(b"pyasync")
 
 
-class now(ColumnElement[Any]):
+class now(FunctionElement[Any]):
     """The database's time at the start of the statement."""
 
     type = Utc()
     inherit_cache = True
 
 
-class after(ColumnElement[Any]):
+class after(FunctionElement[Any]):
     """The database's time so many seconds from now; null for null seconds."""
 
     type = Utc()
-    inherit_cache = False
+    inherit_cache = True
 
     def __init__(self, seconds: ColumnElement[Any]) -> None:
-        self.seconds = seconds
+        super().__init__(seconds)
 
 
 @compiles(now)
@@ -61,7 +62,7 @@ def _now(element: now, compiler: SQLCompiler, **options: Any) -> str:
 
 @compiles(after)
 def _after(element: after, compiler: SQLCompiler, **options: Any) -> str:
-    return _AFTER[compiler.dialect.name].format(compiler.process(element.seconds, **options))
+    return _AFTER[compiler.dialect.name].format(compiler.process(element.clauses.clauses[0], **options))
 
 
 @dataclass(frozen=True)

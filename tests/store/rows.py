@@ -71,15 +71,14 @@ class Rows:
         new_id = {"postgresql": "gen_random_uuid()", "sqlite": "randomblob(16)"}
         own = new_id.get(self.database.dialect.name, "random_bytes(16)")
         names = ", ".join(column.name for column in self.table.c if column.name != "id")
-        marker = self.put(status, **columns, message="filled")
-        double = (
-            f"insert into pyasync_task (id, {names}) select {own}, {names} from pyasync_task where message = 'filled'"
-        )
+        first = self.put(status, **columns)
+        mark = f"copy of {first}"
+        self.change(first, message=mark)
+        double = f"insert into pyasync_task (id, {names}) select {own}, {names} from pyasync_task where message = :mark"
         with self.database.transaction() as tx:
             made = 1
             while made < number:
-                made += tx.execute(text(f"{double} limit {number - made}")).rowcount
-        self.drop(marker)
+                made += tx.execute(text(f"{double} limit {number - made}"), {"mark": mark}).rowcount
 
     def analyze(self) -> None:
         """Let the database's planner know what is in the table."""

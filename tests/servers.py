@@ -311,6 +311,8 @@ class MariaDB(PrivateServer):
 
     def _command(self, port: int) -> list[str | Path]:
         files = [f"--datadir={self.data}", f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid"]
+        # A server that starts removes the temporary files of others in a folder that it shares with them.
+        files.append(f"--tmpdir={self.folder}")
         return [self._server, "--no-defaults", *files, f"--bind-address={HOST}", f"--port={port}"]
 
     def _data_folder(self, connection: Connection) -> str:

@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, UnaryExpression, case, delete, func, literal, null, or_, select, update
+from sqlalchemy import (
+    Row,
+    ScalarSelect,
+    Select,
+    UnaryExpression,
+    case,
+    delete,
+    false,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql import operators
 
 from pyasync.domain.failures import CRASH_LOOP, NODE_LOST
@@ -71,13 +85,20 @@ def waiting(tx: Tx, types: Sequence[str]) -> tuple[bool, float | None]:
     due.
     """
     column = tx.t.task.c
-    queued = (
-        select(literal(1)).where(column.queue.in_([queue.value for queue in Queue]), column.type.in_(types)).limit(1)
-    )
-    first = select(func.min(column.due_at)).where(column.due_at.is_not(None)).scalar_subquery()
-    row = tx.execute(select(queued.scalar_subquery().label("queued"), first.label("due_at"), now().label("now"))).one()
+    queued = or_(*(_first(tx, queue, name).is_not(None) for queue in Queue for name in types), false())
+    # Not min(due_at): MariaDB reads all of them for it.
+    first = select(column.due_at).where(column.due_at.is_not(None)).order_by(column.due_at).limit(1).scalar_subquery()
+    row = tx.execute(select(queued.label("queued"), first.label("due_at"), now().label("now"))).one()
     due_in = None if row.due_at is None else (row.due_at - row.now).total_seconds()
-    return row.queued is not None or (due_in is not None and due_in <= 0), due_in
+    return bool(row.queued) or (due_in is not None and due_in <= 0), due_in
+
+
+def _first(tx: Tx, queue: Queue, type: str) -> ScalarSelect[Any]:
+    """Select the first of a queue in the index's order: for any of them, PostgreSQL may read the whole table."""
+    column = tx.t.task.c
+    order = (column.stage, column.rank, column.ready_at, column.id)
+    first = select(column.id).where(column.queue == queue.value, column.type == type).order_by(*order).limit(1)
+    return first.scalar_subquery()
 
 
 def next_due(tx: Tx) -> float | None:
@@ -181,6 +202,7 @@ def remove_deleted(tx: Tx, types: Sequence[str], limit: int = REMOVAL_BATCH) -> 
         column.mark == Mark.DELETE.value,
         column.type.in_(types),
     )
+    query = query.order_by(column.queue, column.type)  # or SQLite may prefer to read the whole table
     ids = list(tx.execute(query.limit(limit).with_for_update(skip_locked=True)).scalars())
     if ids:
         tx.execute(delete(tx.t.task).where(column.id.in_(ids), column.mark == Mark.DELETE.value))
@@ -269,8 +291,8 @@ def _let_go_of(
     column = tx.t.task.c
     target = step(status, event)
     assert target is not None, "a takeover removes nothing"
-    losses = column.losses + (1 if lost_node is not None else 0)
     deleting = status.stage is Stage.RUNNING and target.mark is Mark.DELETE
+    losses = literal(0) if deleting else column.losses + (1 if lost_node is not None else 0)
     values: dict[str, Any] = {
         "stage": target.stage.value,
         "mark": target.mark.value,

@@ -200,10 +200,11 @@ class PostgreSQL(Dialect):
     def _render(self, batch: Batch, table: str) -> str:
         columns = ", ".join(f"{name} {self.kinds[kind]}" for name, kind in batch.columns.items())
         guard = self.sql(batch, batch.guard)
+        lock = "update" if batch.assign is None else "no key update"  # hosts' rows may refer to a task meanwhile
         head = (
             f"with v as materialized (select * from json_to_recordset(%s::json) as v({columns})), "
             f"free as materialized (select task.id from {table} task join v on v.id = task.id where {guard} "
-            "order by task.id for update of task skip locked) "
+            f"order by task.id for {lock} of task skip locked) "
         )
         where = f"where task.id = v.id and task.id in (select id from free) and {guard}"
         returning = ", ".join(f"task.{name}" for name in ("id", *batch.wanted))

@@ -143,13 +143,12 @@ def judge(doubtful: Write, row: Any) -> Written:
     claim = doubtful.claim
     if row is None:
         return Written(Fate.STORED if doubtful.removes else Fate.LOST)
-    if row.fence == claim.fence and row.seq == claim.seq + 1:
-        return Written(Fate.STORED, Mark(row.mark))
-    if doubtful.release is not None and row.fence == doubtful.release:
+    # A run that is let go of may have written meanwhile: that its end is stored shows by the new fence alone.
+    if row.fence == (doubtful.release or claim.fence) and (doubtful.release or row.seq == claim.seq + 1):
         return Written(Fate.STORED, Mark(row.mark))
     if row.fence != claim.fence or row.stage not in OWNED:
         return Written(Fate.LOST, Mark(row.mark))
-    if row.seq == claim.seq:
+    if row.seq == claim.seq or doubtful.release is not None:
         return Written(Fate.UNSTORED, Mark(row.mark))
     return Written(Fate.BEHIND if row.seq < claim.seq else Fate.LOST, Mark(row.mark), row.seq)
 
@@ -210,7 +209,9 @@ def _removals(schema: str | None) -> Batch:
 
 @lru_cache
 def _endings(schema: str | None) -> Batch:
-    guard = f"{HELD} and (v.removes = 0 or task.mark = '{Mark.DELETE.value}')"
+    """Write the other ends. A removal that another's lock kept out is one of them only if its row goes to clean-up."""
+    cleaned = f"task.stage = '{Stage.RUNNING.value}' and task.mark = '{Mark.DELETE.value}'"
+    guard = f"{HELD} and (v.removes = 0 or {cleaned}) and {_when(lambda status: True)}"
     columns = _FENCED | _REPORTED | _ENDED | _NEW_FENCE
     return Batch(tables(schema).task, columns, guard, _ending_assignments())
 
@@ -228,10 +229,11 @@ def _ending_assignments() -> dict[str, str]:
         "seq": "task.seq + 1",
         "fence": "coalesce(v.new_fence, task.fence)",
         "node_id": "null",
-        "errors": f"case when {cancelled} then v.cancelled else coalesce(v.errors, task.errors) end",
+        "errors": f"coalesce(case when {cancelled} then v.cancelled end, v.errors, task.errors)",
         "attempt": f"case when {deleted} then 1 else coalesce(v.attempt, task.attempt) end",
+        "losses": f"case when {deleted} then 0 else task.losses end",
         "note": "v.note",
-        "queue": f"case when {waits} then null when {claimable} then {_queue_case()} else null end",
+        "queue": f"case when {waits} then null when {claimable} then {_queue_case(deleted)} else null end",
         "due_at": f"case when {waits} then {{after:v.delay}} else null end",
         "run_at": f"case when {deleted} then null when {waits} then {{after:v.delay}} else task.run_at end",
         "ready_at": f"case when {claimable} then {{now}} else task.ready_at end",
@@ -270,6 +272,8 @@ def _next(column: Callable[[Status], str], current: str) -> str:
     return f"case {arms} else {current} end"
 
 
-def _queue_case() -> str:
+def _queue_case(deleted: str) -> str:
+    """Render the queue of a task that can be claimed; one that goes to clean-up has killed no node with that."""
     in_delete = _when(lambda status: status.mark is Mark.DELETE)
-    return f"case when task.losses >= {PROBATION_LOSSES} then 'probation' when {in_delete} then 'delete' else 'run' end"
+    suspect = f"task.losses >= {PROBATION_LOSSES} and not ({deleted})"
+    return f"case when {suspect} then 'probation' when {in_delete} then 'delete' else 'run' end"

@@ -1,9 +1,9 @@
 """Node processes for the tests: each is started, stopped and killed by its pid, and leaves a log.
 
-    with Cluster(url, nursery, folder) as cluster:
-        node = cluster.start(concurrency=5)
-        cluster.client.create_tasks(...)
-        node.kill()
+with Cluster(url, nursery, folder) as cluster:
+    node = cluster.start(concurrency=5)
+    cluster.client.create_tasks(...)
+    node.kill()
 """
 
 from __future__ import annotations

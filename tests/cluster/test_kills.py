@@ -85,7 +85,9 @@ def run_under_kills(cluster: Cluster, folder: Path, *, nodes: int, tasks: int, c
 
 @pytest.mark.databases("postgresql")
 @pytest.mark.timeout(240)
-def test_two_thousand_tasks_finish_exactly_while_a_node_is_killed_every_second(cluster: Cluster, tmp_path: Path) -> None:
+def test_two_thousand_tasks_finish_exactly_while_a_node_is_killed_every_second(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     run_under_kills(cluster, tmp_path, nodes=4, tasks=2000, concurrency=25, hits=10)
 
 

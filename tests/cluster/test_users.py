@@ -81,7 +81,9 @@ def test_a_task_that_changes_its_group_keeps_its_user(node: Node, tasks: dict[st
 
 
 def test_a_key_is_each_users_own(node: Node, tasks: dict[str, list[UUID]]) -> None:
-    first, second = (node.create_task("whose", ["x"], user=user, group=GROUP, key="k", delay=60) for user in ("ada", "Ada"))
+    first, second = (
+        node.create_task("whose", ["x"], user=user, group=GROUP, key="k", delay=60) for user in ("ada", "Ada")
+    )
 
     assert first != second
     assert node.create_task("whose", ["x"], user="ada", group="other", key="k") == first

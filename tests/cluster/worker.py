@@ -62,7 +62,9 @@ def note(run: Run[Any] | AsyncRun[Any], step: int) -> None:
 
 def apply(connection: Connection, run: Run[Any] | AsyncRun[Any], step: int) -> None:
     """Insert what only one run may ever insert: a second time is an error, not a no-op."""
-    connection.execute(text("INSERT INTO applied (task, step) VALUES (:task, :step)"), {"task": run.id.hex, "step": step})
+    connection.execute(
+        text("INSERT INTO applied (task, step) VALUES (:task, :step)"), {"task": run.id.hex, "step": step}
+    )
 
 
 @contextmanager

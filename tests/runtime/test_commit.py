@@ -101,7 +101,7 @@ def test_effects_and_checkpoint_are_stored_together(node: Nodes, effects: Other,
 
     assert task.said == ["added one", "added two"]
     assert effects.contents() == ["one", "two"]
-    assert (ended.context, ended.progress, ended.seq, ended.state) == ({"step": 2}, 0.5, 4, State.FINISHED)
+    assert (ended.context, ended.progress, ended.seq, ended.state) == ({"step": 2}, 1.0, 4, State.FINISHED)
 
 
 def test_work_sees_its_own_writes_and_nobody_else_does_before_the_end(node: Nodes, effects: Other, kind: str) -> None:

@@ -73,7 +73,7 @@ def test_state_context_progress_and_result_of_the_last_report_are_one_write(
     task = started.wait_task(started.create_task("task"), 20)
 
     assert task.state is State.FINISHED
-    assert (task.context, task.progress, task.message, task.result) == ({"n": 2}, 0.5, "half", {"rows": 7})
+    assert (task.context, task.progress, task.message, task.result) == ({"n": 2}, 1.0, "half", {"rows": 7})
     assert (task.seq, task.epoch, task.attempt) == (2, 1, 1)
     row = other.row(task.id)
     assert (row.node_id, row.queue, row.done_at is not None) == (None, None, True)

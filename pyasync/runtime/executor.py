@@ -144,7 +144,8 @@ class Executor:
         except BaseException as error:
             if self._is_cancelled():
                 raise
-            log.info("an attempt failed", extra=facts(execution), exc_info=error)
+            if not isinstance(error, RetryLater):  # it only wants to wait
+                log.info("an attempt failed", extra=facts(execution), exc_info=error)
             return Raised(error)
         finally:
             if thread is not None:

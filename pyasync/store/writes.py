@@ -77,7 +77,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a write, and the row's mark after it."""
+    """What became of a write; `mark` is what is wanted of a task that goes on after a report."""
 
     fate: Fate
     mark: Mark = Mark.NONE

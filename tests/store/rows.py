@@ -174,7 +174,8 @@ class Rows:
     @contextmanager
     def locked(self, *task_ids: UUID) -> Iterator[Connection]:
         """Hold rows' locks on a second connection, as a caller's open transaction does."""
-        engine = host_engine(self.database.url.render_as_string(hide_password=False))
+        # MariaDB's REPEATABLE READ would lock all that it reads, and it reads all of a table so small.
+        engine = host_engine(self.database.url.render_as_string(hide_password=False), isolation_level="READ COMMITTED")
         table = self.table
         with engine.connect() as connection, connection.begin():
             connection.execute(select(table.c.id).where(table.c.id.in_(task_ids)).with_for_update())

@@ -1,0 +1,232 @@
+"""Where a node can live: in sync code, on asyncio's or trio's loop, beside others, and what a fork may do with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import anyio
+import pytest
+
+import pyasync
+from pyasync import (
+    AlreadyInitialized,
+    AsyncClient,
+    BlockingCall,
+    Node,
+    NodeStopped,
+    NotInitialized,
+    Registry,
+    State,
+    TypeNotRegistered,
+)
+from tests.runtime.conftest import SHORT, Nodes
+from tests.runtime.other import Other
+from tests.waiting import auntil, until
+
+SQLITE = pytest.mark.databases("sqlite")  # about loops and threads, not about the database
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _no_default_left() -> Iterator[None]:
+    yield
+    pyasync.stop(0.0)
+
+
+async def _count(run: Any) -> AsyncIterator[Any]:
+    for number in range(run.context, 3):
+        yield number + 1
+
+
+def _counting() -> Registry:
+    registry = Registry()
+    registry.register_task("count", _count)
+    registry.register_task("where", lambda: threading.current_thread().name)
+    return registry
+
+
+def test_node_runs_on_its_hosts_loop(url: str, backend: str) -> None:
+    loops: list[int] = []
+    registry = _counting()
+
+    @registry.task("loop")
+    async def loop() -> None:
+        loops.append(threading.get_ident())
+
+    async def host() -> Any:
+        async with Node(url, registry, **SHORT) as node:
+            client = AsyncClient(node)
+            await client.result(await client.create_task("loop"), 20)
+            return await client.wait_task(await client.create_task("count", 0), 20)
+
+    task = anyio.run(host, backend=backend)
+
+    assert (task.state, task.context) == (State.FINISHED, 3)
+    assert loops == [threading.get_ident()]
+
+
+@SQLITE
+def test_default_node_is_started_and_stopped_from_different_tasks_of_a_loop(url: str, backend: str) -> None:
+    async def host() -> Any:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: pyasync.aio.init(url, registry=_counting(), **SHORT))
+        task = await pyasync.aio.create_task("count", 1)
+        ended = await pyasync.aio.wait_task(task, 20)
+        async with anyio.create_task_group() as group:
+            group.start_soon(pyasync.aio.stop)
+        return ended.context
+
+    assert anyio.run(host, backend=backend) == 3
+    with pytest.raises(NotInitialized):
+        pyasync.get_tasks()
+
+
+@SQLITE
+def test_blocking_verb_on_a_loop_names_the_twin_to_await(url: str, backend: str) -> None:
+    async def host() -> str:
+        async with Node(url, _counting(), **SHORT) as node:
+            with pytest.raises(BlockingCall) as caught:
+                node.create_task("count", 0)
+            return str(caught.value)
+
+    assert "await pyasync.aio.create_task" in anyio.run(host, backend=backend)
+
+
+@SQLITE
+def test_module_level_verbs_need_init_and_take_it_once(url: str) -> None:
+    with pytest.raises(NotInitialized, match="init"):
+        pyasync.create_task("count")
+    node = pyasync.init(url, registry=_counting(), **SHORT)
+
+    with pytest.raises(AlreadyInitialized):
+        pyasync.init(url)
+
+    assert pyasync.result(pyasync.create_task("where"), 20) == "pyasync-run"
+    pyasync.stop()
+    with pytest.raises(NodeStopped):
+        node.get_tasks()
+
+
+def test_several_nodes_live_in_one_process(node: Nodes) -> None:
+    nodes = [node(_counting(), name=name) for name in ("north", "south")]
+
+    tasks = [nodes[0].create_task("count", 0) for _ in range(20)]
+
+    assert {nodes[1].wait_task(task, 30).context for task in tasks} == {3}
+    assert [each.name for each in nodes[0].get_nodes()] == ["north", "south"]
+
+
+@SQLITE
+def test_type_that_is_registered_after_the_start_runs(node: Nodes) -> None:
+    registry = _counting()
+    started = node(registry)
+    with pytest.raises(TypeNotRegistered):
+        started.create_task("late")
+
+    registry.register_task("late", lambda: "better than never")
+
+    assert started.result(started.create_task("late"), 20) == "better than never"
+
+
+@SQLITE
+def test_node_whose_loop_ends_without_a_stop_hands_its_tasks_over(url: str, backend: str, other: Other) -> None:
+    registry = Registry()
+
+    @registry.task("wait")
+    async def wait(run: Any) -> AsyncIterator[Any]:
+        yield {"begun": True}
+        await run.stop.wait(60)
+        yield {"begun": True}
+
+    tasks: list[Any] = []
+
+    async def host() -> None:
+        node = Node(url, registry, **SHORT)
+        await node.astart()
+        client = AsyncClient(node)
+        tasks.append(await client.create_task("wait"))
+
+        async def begun() -> bool:
+            return (await client.get_task(tasks[0])).seq == 1
+
+        await auntil(begun, 20, "the first report")
+
+    anyio.run(host, backend=backend)
+
+    until(lambda: other.status(tasks[0]) == "paused, run", 20, "the task to be let go of")
+
+
+def test_blocked_loop_loses_no_task_and_claims_nothing_meanwhile(node: Nodes, other: Other) -> None:
+    registry = _counting()
+    release, blocked = threading.Event(), threading.Event()
+
+    @registry.task("block")
+    async def block(run: Any) -> AsyncIterator[Any]:
+        blocked.set()
+        release.wait(30)  # on the loop: what nobody should do
+        yield {"unblocked": True}
+
+    started = node(registry, lease=1.0)
+    rival = node(_counting(), types=["none"], lease=1.0)
+    stuck = started.create_task("block", 0)
+    assert blocked.wait(20)
+    began = time.monotonic()
+    until(lambda: time.monotonic() - began > 0.5, what="the loop's last sign of life to grow old")
+    waiting = started.create_task("count", 0)
+
+    until(lambda: time.monotonic() - began > 3.0, 20, "three leases to pass")
+
+    assert other.row(stuck).epoch == 1
+    assert other.status(stuck) == "running, run"
+    assert other.status(waiting) == "pending, run"
+    assert len(rival.get_nodes()) == 2
+    release.set()
+    assert started.wait_task(stuck, 20).epoch == 1
+    assert started.wait_task(waiting, 20).state is State.FINISHED
+
+
+_FORK = """
+import os, sys
+from pyasync import Client, ForkedProcess, Node, Registry
+
+def forked(child):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        except ForkedProcess:
+            os._exit(7)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+url = sys.argv[1]
+registry = Registry()
+registry.register_task("noop", lambda: "done")
+with Client(url, migrate="auto", strict=False) as client:
+    client.count_tasks()
+    created = forked(lambda: client.create_task("noop"))
+    with Node(url, registry, poll_interval=0.1) as node:
+        result = node.result(client.get_tasks()[0].id, 20)
+        used = forked(node.get_tasks)
+        again = node.result(node.create_task("noop"), 20)
+        print(created, result, used, again, node.health().ok)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_may_use_a_client_but_not_its_parents_node(url: str) -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", _FORK, url]
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.stdout.strip() == "0 done 7 done True", done.stderr

@@ -287,13 +287,14 @@ class MySQL(Dialect):
         """Lock first, then change what was locked: there is no UPDATE ... RETURNING, and its assignments see each
         other.
         """
+        # Of a table of few rows it would read all, and so wait for rows that are none of ours and that somebody has locked.
+        by_id = f"straight_join {table} task force index (primary) on task.id = unhex(v.id)"
         lock = (
             f"select task.id, {', '.join(f'task.{name}' for name in batch.wanted)} from {self._rows(batch.columns)} "
-            f"straight_join {table} task on task.id = unhex(v.id) where {self._v(self.sql(batch, batch.guard))} "
-            "for update skip locked"
+            f"{by_id} where {self._v(self.sql(batch, batch.guard))} for update skip locked"
         )
         columns = {**batch.columns, "was_stage": "text", "was_mark": "text"}
-        joined = f"{self._rows(columns)} straight_join {table} task on task.id = unhex(v.id)"
+        joined = f"{self._rows(columns)} {by_id}"
         if batch.assign is None:
             return lock, f"delete task from {joined}"
         changes = ", ".join(f"task.{name} = {self._expression(batch, value)}" for name, value in batch.assign.items())

@@ -203,3 +203,19 @@ def test_node_that_stops_hands_over_all_but_the_task_whose_row_is_locked(
     counting.made.clear()
     counting.until_all_made(ids, 2)
     assert [second.get_task(task_id).epoch for task_id in ids] == [2] * 5
+
+
+def test_rows_are_removed_while_the_row_of_another_task_is_locked(
+    node: Nodes, other: Other, counting: Counting
+) -> None:
+    counting.registry.register_task("plain", lambda: "done")
+    started = node(counting.registry)
+    victim, *ids = [started.create_task("count"), *(started.create_task("plain") for _ in range(3))]
+    counting.until_all_made([victim], 1)
+    for task_id in ids:
+        started.wait_task(task_id, PATIENCE)
+
+    with _locked(started, other, victim):
+        for task_id in ids:
+            started.delete_task(task_id)
+        until(lambda: [other.row(task_id) for task_id in ids] == [None] * 3, PATIENCE, "the rows to go")

@@ -541,6 +541,24 @@ def test_a_locked_row_does_not_hold_up_the_others(database: Database, rows: Rows
 
 
 @SERVERS
+@pytest.mark.parametrize("number", [2, 3, 5, 30, 300])
+def test_whichever_row_is_locked_all_others_are_stored(database: Database, rows: Rows, number: int) -> None:
+    """Of a table of a few rows, MariaDB would read all of them, and wait for the one that is locked."""
+    for place in (0, number // 2, number - 1):
+        some = [rows.claimed() for _ in range(number)]
+        others = [each for n, each in enumerate(some) if n != place]
+
+        with rows.locked(some[place].task_id):
+            alone = [fates(database, Write(each, context="1")) for each in others[:2]]
+            group = fates(database, *(Write(each, context="1") for each in reversed(others[2:])))
+
+        assert alone == [[Fate.STORED]] * len(others[:2])
+        assert group == [Fate.STORED] * len(others[2:])
+        for each in some:
+            rows.drop(each.task_id)
+
+
+@SERVERS
 def test_a_write_sees_the_mark_of_a_transaction_that_has_just_let_go_of_the_row(
     client: Client, database: Database, rows: Rows
 ) -> None:

@@ -174,11 +174,10 @@ class Rows:
     @contextmanager
     def locked(self, *task_ids: UUID) -> Iterator[Connection]:
         """Hold rows' locks on a second connection, as a caller's open transaction does."""
-        # MariaDB's REPEATABLE READ would lock all that it reads, and it reads all of a table so small.
-        engine = host_engine(self.database.url.render_as_string(hide_password=False), isolation_level="READ COMMITTED")
-        table = self.table
+        engine = host_engine(self.database.url.render_as_string(hide_password=False))
         with engine.connect() as connection, connection.begin():
-            connection.execute(select(table.c.id).where(table.c.id.in_(task_ids)).with_for_update())
+            for task_id in task_ids:  # one by one: for several, MariaDB reads, and so locks, all of a table so small
+                connection.execute(select(self.table.c.id).where(self.table.c.id == task_id).with_for_update())
             yield connection
         engine.dispose()
 

@@ -21,6 +21,7 @@ from pyasync.store import claims
 from pyasync.store.claims import Offer, Request
 from pyasync.store.database import Database
 from pyasync.store.tables import tables
+from tests.store.conftest import url_of
 from tests.store.rows import FAR_AHEAD, LONG_AGO, NODE, STATUSES, Rows, changes, faults, host_engine, recorded
 
 MINUTE = timedelta(minutes=1)
@@ -524,6 +525,40 @@ def test_removal_leaves_out_what_is_locked(database: Database, rows: Rows) -> No
         assert database.once(claims.remove_deleted, ["report"]) == 1
 
     assert (rows.get(first) is None, rows.get(second) is None) == (False, True)
+
+
+# --- none of all this waits for a row that somebody has locked
+
+
+NODES_WORK: dict[str, tuple[str, dict[str, Any], Callable[[Any], int]]] = {
+    "claim": ("pending, run", {}, lambda tx: len(claims.claim(tx, NODE, new_fence(), request(limit=99)))),
+    "promote": ("pending, run", {"queue": None, "due_at": LONG_AGO}, claims.promote),
+    "remove_deleted": ("pending, delete", {}, lambda tx: claims.remove_deleted(tx, ["report"])),
+    "take_over": ("running, run", {}, lambda tx: len(claims.take_over(tx, NODE, "north", new_fence()))),
+    "take_over, cancelled": ("running, cancel", {}, lambda tx: len(claims.take_over(tx, NODE, "north", new_fence()))),
+    "purge": ("finished, run", {"purge_at": LONG_AGO}, claims.purge),
+}
+
+
+@pytest.mark.databases("postgresql", "mariadb", "mysql")
+@pytest.mark.parametrize("number", [2, 3, 40])
+@pytest.mark.parametrize("work", NODES_WORK)
+def test_a_nodes_work_leaves_out_what_is_locked_and_never_waits(
+    database: Database, rows: Rows, work: str, number: int
+) -> None:
+    """Of a table of few rows MariaDB reads all, and a statement that only looks at a locked row waits for it."""
+    status, columns, do = NODES_WORK[work]
+    locked = [rows.put(status, **columns), rows.put("running, run", node_id=new_id())]
+    rows.put_many(number, status, **columns)
+    locked += [rows.put(status, **columns), rows.put("pending, delete", type="other")]
+    impatient = Database(url_of(database), Settings(database_timeout=1.0))
+
+    with rows.locked(*locked):
+        done = impatient.once(do)
+
+    assert done == number
+    assert impatient.once(do) == 2
+    impatient.close()
 
 
 # --- how much of a backlog is read

@@ -27,10 +27,11 @@ from pyasync.domain.task import NewTask
 from pyasync.errors import BadArgument, BlockingCall, InvalidTransition, KeyTaken, TaskNotFound
 from pyasync.ids import new_id
 from pyasync.settings import Settings
-from pyasync.store import hints, nodes
+from pyasync.store import hints, nodes, writes
 from pyasync.store.database import Database
 from pyasync.store.nodes import Beat
 from pyasync.store.tables import tables
+from pyasync.store.writes import Fate, Write
 from tests.store.conftest import url_of
 from tests.store.rows import LONG_AGO, Rows, host_engine
 from tests.waiting import until
@@ -488,6 +489,56 @@ def test_a_forced_deletion_that_is_not_committed_yet_stops_no_nodes_beat(
             client.delete_task(task_id, force=True, connection=caller)
             assert impatient.once(nodes.beat, live, beat)
     impatient.close()
+
+
+BULK: dict[str, tuple[str, Verb]] = {
+    "run_tasks": ("failed, run", lambda client, ids, **c: client.run_tasks(ids=ids, **c)),
+    "run_tasks, user": ("paused, pause", lambda client, ids, **c: client.run_tasks(user="alice", **c)),
+    "pause_tasks": ("pending, run", lambda client, ids, **c: client.pause_tasks(ids=ids, **c)),
+    "pause_tasks, user": ("running, run", lambda client, ids, **c: client.pause_tasks(user="alice", **c)),
+    "cancel_tasks": ("pending, run", lambda client, ids, **c: client.cancel_tasks(ids=ids, **c)),
+    "delete_tasks": ("pending, run", lambda client, ids, **c: client.delete_tasks(ids=ids, **c)),
+    "delete_tasks, init": ("init, none", lambda client, ids, **c: client.delete_tasks(ids=ids, **c)),
+}
+
+
+@SERVERS
+@pytest.mark.parametrize("number", [3, 40])
+@pytest.mark.parametrize("verb", BULK)
+def test_a_verb_of_an_open_transaction_locks_no_tasks_but_those_it_changes(
+    client: Client, database: Database, rows: Rows, verb: str, number: int
+) -> None:
+    """MariaDB's REPEATABLE READ, which hosts have by default, keeps the locks of all that a statement has read."""
+    status, call = BULK[verb]
+    for engine in hosts(database):
+        empty(database)
+        ids, others = [], []
+        for _ in range(number):
+            ids.append(rows.put(status))
+            others.append(rows.claimed(user_name="bob"))
+
+        with undone(engine) as caller:
+            assert call(client, ids, connection=caller) == number
+            reported = database.once(writes.write, [Write(claim, context="1") for claim in others])
+            created = client.create_task("report", user="carol")
+
+        assert {written.fate for written in reported} == {Fate.STORED}
+        assert rows.status(created) == "pending, run"
+
+
+@SERVERS
+@pytest.mark.parametrize("number", [3, 40])
+@pytest.mark.parametrize("verb", BULK)
+def test_a_verb_does_not_wait_for_tasks_that_it_is_not_about(
+    client: Client, database: Database, rows: Rows, verb: str, number: int
+) -> None:
+    status, call = BULK[verb]
+    others = rows.put_many(number, "running, run", user_name="bob")
+    ids = rows.put_many(number, status)
+    others += rows.put_many(number, "pending, run", user_name="bob")
+
+    with rows.locked(*others), Client(url_of(database), migrate="off", database_timeout=1.0) as impatient:
+        assert call(impatient, ids) == number
 
 
 # --- SQLite, whose driver begins a transaction when it sees fit

@@ -145,7 +145,8 @@ class Client:
         self._check_types({each.type for each in new}, connection)
         hint = hints.RUN if any(each.auto_run for each in new) else None
         alone = len(rows) == 1 and rows[0]["key_name"] is None
-        return self._call("create_tasks", connection, tasks.create, rows, hint=hint, single=alone)
+        looks = {} if connection is None else {"look_first": True}
+        return self._call("create_tasks", connection, tasks.create, rows, hint=hint, single=alone, **looks)
 
     def _row(self, new: NewTask) -> dict[str, Any]:
         if not isinstance(new, NewTask):

@@ -61,7 +61,7 @@ class Claimer:
         self._next_full = 0.0
         self._next_quick = float("inf")
         self._held_until = 0.0
-        self._known = 0
+        self._known = -1  # asks the database even for none: a start finds out whether it is there
         self.draining = False
 
     def wake(self, *, full: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from pyasync.runtime.endings import Endings
 from pyasync.runtime.runs import Execution, Runs
 from pyasync.store import writes
 from pyasync.store.database import Database
+from pyasync.store.places import Places
 from pyasync.store.writes import Fate, Write, Written
 
 FIRST_DELAY, LONGEST_DELAY = 0.02, 1.0
@@ -46,7 +46,7 @@ class Commits:
         self._lost = lost
         self._on_room = on_room
         # Fewer at once than there are connections, so that `work` may call verbs that need one of their own.
-        self._places = threading.BoundedSemaphore(max(1, database.connections - 1))
+        self._places = Places(max(1, database.connections - 1))
 
     def commit(self, execution: Execution, report: Any, work: Callable[[Any], Any]) -> Any:
         """Store `work`'s writes and the report, or neither; blocks until that is known. See `Run.commit`."""

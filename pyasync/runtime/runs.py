@@ -67,8 +67,8 @@ class Execution:
 
     @property
     def on_probation(self) -> bool:
-        """Whether the task may be what kills its nodes."""
-        return bool(self.row.losses >= PROBATION_LOSSES)
+        """Whether the task may be what kills its nodes: it was lost again and again, and has not reported since."""
+        return bool(self.row.losses >= PROBATION_LOSSES) and self.claim.seq == self.row.seq
 
 
 class Runs:
@@ -78,7 +78,6 @@ class Runs:
         self._lock = threading.RLock()
         self._by_fence: dict[tuple[UUID, UUID], Execution] = {}
         self._held: Counter[tuple[Stage, str]] = Counter()
-        self._probing = 0
         self.changed = threading.Condition(self._lock)
 
     def add(self, execution: Execution) -> None:
@@ -115,7 +114,6 @@ class Runs:
 
     def _count(self, execution: Execution, change: int) -> None:
         self._held[execution.stage, execution.task_type.name] += change
-        self._probing += change if execution.on_probation else 0
 
     @staticmethod
     def _key(execution: Execution) -> tuple[UUID, UUID]:
@@ -142,7 +140,8 @@ class Runs:
     @property
     def probing(self) -> bool:
         """Whether a run on probation holds a slot."""
-        return self._probing > 0
+        with self._lock:
+            return any(execution.on_probation for execution in self._by_fence.values())
 
     def wait_until_ended(self, timeout: float) -> bool:
         """Block until what became of every run's task is known; False if that takes longer."""

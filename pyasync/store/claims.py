@@ -13,14 +13,12 @@ from sqlalchemy import (
     Select,
     UnaryExpression,
     case,
-    delete,
     false,
     func,
     literal,
     null,
     or_,
     select,
-    update,
 )
 from sqlalchemy.sql import operators
 
@@ -30,7 +28,7 @@ from pyasync.domain.states import ENDED, OWNED, Event, Mark, Stage, Status
 from pyasync.domain.transitions import step
 from pyasync.store.database import Tx
 from pyasync.store.dialects import after, now
-from pyasync.store.tasks import Wish, cancelled_errors, change, locked_columns, with_error
+from pyasync.store.tasks import Wish, cancelled_errors, change, drop, locked_columns, updating, with_error
 
 DUE_BATCH = 1_000
 LOST_BATCH = 500
@@ -76,7 +74,7 @@ def promote(tx: Tx) -> int:
             else_=Queue.RUN.value,
         )
         values = {"queue": queue, "ready_at": column.due_at, "due_at": None}
-        tx.execute(update(tx.t.task).where(column.id.in_(ids)).ordered_values(*values.items()))
+        tx.execute(updating(tx, ids).ordered_values(*values.items()))
     return len(ids)
 
 
@@ -185,9 +183,7 @@ def _take(tx: Tx, node_id: UUID, fence: UUID, offer: Offer, ids: Sequence[UUID])
         column.stage.in_([Stage.PENDING.value, Stage.PAUSED.value]),
         column.mark.in_([Mark.RUN.value, Mark.DELETE.value]),
     )
-    taken = tx.execute(
-        update(tx.t.task).where(column.id.in_(ids), column.queue.is_not(None), *claimable).values(values)
-    )
+    taken = tx.execute(updating(tx, ids).where(column.queue.is_not(None), *claimable).values(values))
     if taken.rowcount != len(ids):
         raise RuntimeError(f"claimed {taken.rowcount} of {len(ids)} locked rows")
 
@@ -205,7 +201,7 @@ def remove_deleted(tx: Tx, types: Sequence[str], limit: int = REMOVAL_BATCH) -> 
     query = query.order_by(column.queue, column.type)  # or SQLite may prefer to read the whole table
     ids = list(tx.execute(query.limit(limit).with_for_update(skip_locked=True)).scalars())
     if ids:
-        tx.execute(delete(tx.t.task).where(column.id.in_(ids), column.mark == Mark.DELETE.value))
+        drop(tx, ids, column.mark == Mark.DELETE.value)
     return len(ids)
 
 
@@ -310,7 +306,7 @@ def _let_go_of(
         written = values if errors is None else values | {"errors": errors}
         # MariaDB computes assignments one after the other: `queue` must read the losses as they were.
         ordered = sorted(written.items(), key=lambda item: item[0] != "queue")
-        tx.execute(update(tx.t.task).where(column.id.in_(ids)).ordered_values(*ordered))
+        tx.execute(updating(tx, ids).ordered_values(*ordered))
 
 
 def _queue(target: Status, losses: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from sqlalchemy.engine.url import URL
 
 from pyasync.errors import BadArgument, DatabaseUnavailable, ForkedProcess, TransactionDoomed
 from pyasync.store.dialects import Dialect, dialect_for, original
+from pyasync.store.places import Places
 from pyasync.store.tables import Tables, tables
 
 P = ParamSpec("P")
@@ -73,7 +73,7 @@ class Database:
             raise BadArgument(f"{self.dialect.name} has no schemas: leave the setting 'schema' out")
         self.schema = bounds.schema
         self._bounds = bounds
-        self._places = threading.BoundedSemaphore(connections)
+        self._places = Places(connections)
         self._pid = os.getpid()
         self._survives_fork = survives_fork
         self._failures: dict[Connection, list[BaseException | None]] = {}  # None: here begins a savepoint
@@ -237,7 +237,7 @@ class Database:
         if not self._survives_fork:
             raise ForkedProcess
         self.engine.dispose(close=False)
-        self._places, self._pid = threading.BoundedSemaphore(self.connections), os.getpid()
+        self._places, self._pid = Places(self.connections), os.getpid()
 
     def _unavailable(self, error: BaseException) -> DatabaseUnavailable:
         return DatabaseUnavailable(self.url.render_as_string(hide_password=True), str(original(error)).strip())

@@ -287,7 +287,7 @@ class MySQL(Dialect):
         """Lock first, then change what was locked: there is no UPDATE ... RETURNING, and its assignments see each
         other.
         """
-        # Of a table of few rows it would read all, and so wait for rows that are none of ours and that somebody has locked.
+        # Of a table of few rows it would read all, and so wait for rows that are none of ours, if somebody locks them.
         by_id = f"straight_join {table} task force index (primary) on task.id = unhex(v.id)"
         lock = (
             f"select task.id, {', '.join(f'task.{name}' for name in batch.wanted)} from {self._rows(batch.columns)} "

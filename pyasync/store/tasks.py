@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Executable,
     Row,
     Select,
+    Update,
     and_,
     bindparam,
     case,
@@ -49,23 +50,30 @@ KEY_TRIES = 5
 # --- create
 
 
-def create(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[UUID]:
+def create(tx: Tx, rows: Sequence[dict[str, Any]], *, look_first: bool = False) -> list[UUID]:
     """Insert tasks in one statement; return an id for each, that of the existing task where its id or key was taken.
 
-    A row has the columns' values, and `auto_run`, `run_at` and `delay` for when it may run.
+    A row has the columns' values, and `auto_run`, `run_at` and `delay` for when it may run. `look_first` is for a
+    caller's transaction: what MariaDB has inserted and taken back, for a key that is taken, stays locked until that
+    ends, and keeps everybody from creating tasks.
     """
-    holders: dict[_Key, UUID] = {}
-    refused: set[UUID] = set()
-    missing = list(rows)
+    absent = _absent(tx, _keyed(rows)) if look_first else []
+    holders = _seen_holders(tx, absent)
+    refused = {row["id"] for row in absent if _key(row) in holders}
+    missing = [row for row in rows if row["id"] not in refused]
     for _ in range(KEY_TRIES):
         _insert(tx, _firsts(missing))
-        absent = _absent(tx, missing)
+        absent = _absent(tx, _keyed(missing))
         holders |= _holders(tx, absent)
-        missing = [row for row in absent if _key(row) not in holders]
-        refused |= {row["id"] for row in absent} - {row["id"] for row in missing}
+        refused |= {row["id"] for row in absent if _key(row) in holders}
+        missing = _absent(tx, [row for row in absent if _key(row) not in holders], locking=True)
         if not missing:  # else the holder of a key ended between our statements
             return [holders.get(_key(row), row["id"]) if row["id"] in refused else row["id"] for row in rows]
     raise KeyTaken(missing[0]["id"], missing[0]["key_name"], None)
+
+
+def _keyed(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["key_name"] is not None]
 
 
 def _firsts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,26 +140,41 @@ def _or_nothing(dialect: str, table: Any, values: dict[str, Any]) -> Executable:
     return mysql.insert(table).values(values).on_duplicate_key_update({first.name: first})
 
 
-_Key = tuple[str, str, str]
+_Key = tuple[str, str, str | None]
 
 
 def _key(row: dict[str, Any]) -> _Key:
     return (row["user_name"], row["type"], row["key_name"])
 
 
-def _absent(tx: Tx, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows that a key kept out; one whose id is there is itself the answer, whoever has its key by now."""
+def _absent(tx: Tx, rows: Sequence[dict[str, Any]], *, locking: bool = False) -> list[dict[str, Any]]:
+    """Return the rows that a key kept out; one whose id is there is itself the answer, whoever has its key by now.
+
+    Looking without locks finds all but what came after a caller's snapshot. With locks, in MariaDB's repeatable read,
+    it keeps everybody from creating tasks when there is nothing to find: ids to come are where it looks.
+    """
     column = tx.t.task.c
-    keyed = [row for row in rows if row["key_name"] is not None]
     there: set[UUID] = set()
-    for some in _batches(keyed):
+    for some in _batches(rows):
         query = select(column.id).where(column.id.in_([row["id"] for row in some]))
-        there |= set(tx.execute(query.with_for_update(read=True, key_share=True)).scalars())
-    return [row for row in keyed if row["id"] not in there]
+        query = _reading(tx, "PRIMARY", query).with_for_update(read=True, key_share=True) if locking else query
+        there |= set(tx.execute(query).scalars())
+    return [row for row in rows if row["id"] not in there]
 
 
-def _holders(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[_Key, UUID]:
-    """Find who holds the keys, reading what is committed now even inside a caller's repeatable read.
+def _seen_holders(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[_Key, UUID]:
+    """Find who holds the keys in the caller's snapshot and still does."""
+    column = tx.t.task.c
+    holders: dict[_Key, UUID] = {}
+    for some in _batches(list(_holders(tx, rows, locking=False).values())):
+        query = select(column.id, column.user_name, column.type, column.held_key).where(column.id.in_(some))
+        found = tx.execute(_reading(tx, "PRIMARY", query).with_for_update(read=True, key_share=True))
+        holders |= {(row.user_name, row.type, row.held_key): row.id for row in found if row.held_key is not None}
+    return holders
+
+
+def _holders(tx: Tx, rows: Sequence[dict[str, Any]], *, locking: bool = True) -> dict[_Key, UUID]:
+    """Find who holds the keys; with locks: as committed now, even inside a caller's repeatable read.
 
     A statement for each user and type: for several at once, SQLite would go through the whole table.
     """
@@ -162,10 +185,9 @@ def _holders(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[_Key, UUID]:
         keys.setdefault((row["user_name"], row["type"]), {})[row["key_name"]] = None
     for (user, type_), names in keys.items():
         for some in _batches(list(names)):
-            query = select(column.held_key, column.id).where(
-                column.user_name == user, column.type == type_, column.held_key.in_(some)
-            )
-            found = tx.execute(query.with_for_update(read=True, key_share=True))
+            theirs = column.user_name == user, column.type == type_, column.held_key.in_(some)
+            query = _reading(tx, "pyasync_task_key", select(column.held_key, column.id).where(*theirs))
+            found = tx.execute(query.with_for_update(read=True, key_share=True) if locking else query)
             holders |= {(user, type_, row.held_key): row.id for row in found}
     return holders
 
@@ -413,10 +435,30 @@ def mark_all(tx: Tx, wanted: Filter, wish: Wish, *, after: UUID | None, limit: i
 
 
 def _in_order(tx: Tx, query: Select[Any]) -> Select[Any]:
-    """Lock rows in the order of their ids. MariaDB locks as it reads, before it sorts: it is to read in that order."""
+    """Lock rows in the order of their ids."""
+    return _reading(tx, "PRIMARY", query).order_by(tx.t.task.c.id).with_for_update()
+
+
+def _reading(tx: Tx, index: str, query: Select[Any]) -> Select[Any]:
+    """Have MariaDB read by an index: it locks what it reads, in that order, and of a small table it would read all."""
     for name in ("mysql", "mariadb"):
-        query = query.with_hint(tx.t.task, "FORCE INDEX (PRIMARY)", name)
-    return query.order_by(tx.t.task.c.id).with_for_update()
+        query = query.with_hint(tx.t.task, f"FORCE INDEX ({index})", name)
+    return query
+
+
+def updating(tx: Tx, ids: Collection[UUID]) -> Update:
+    """Begin an update of rows that are locked already, which locks no others."""
+    change = update(tx.t.task).where(tx.t.task.c.id.in_(ids))
+    for name in ("mysql", "mariadb"):
+        change = change.with_hint("FORCE INDEX (PRIMARY)", dialect_name=name)
+    return change
+
+
+def drop(tx: Tx, ids: Iterable[UUID], *conditions: ColumnElement[bool]) -> None:
+    """Delete rows that are locked already, one by one: a DELETE of several takes no hint of the index to read by."""
+    column = tx.t.task.c.id
+    one = delete(tx.t.task).where(column == bindparam("task_id", type_=column.type), *conditions)
+    tx.execute(one, [{"task_id": each} for each in ids])
 
 
 def _takes_key(wish: Wish, row: Row[Any]) -> bool:
@@ -463,7 +505,7 @@ def _change_group(tx: Tx, wish: Wish, status: Status, rows: Sequence[Row[Any]]) 
     column = tx.t.task.c
     same = and_(column.stage == status.stage.value, column.mark == status.mark.value)
     if target is None:
-        tx.execute(delete(tx.t.task).where(column.id.in_([row.id for row in rows]), same))
+        drop(tx, [row.id for row in rows], same)
         return
     values = _written(tx, wish, status, target)
     if not values:
@@ -472,7 +514,7 @@ def _change_group(tx: Tx, wish: Wish, status: Status, rows: Sequence[Row[Any]]) 
         _cancel(tx, rows, values, same)
         return
     taking_key = status.stage in ENDED and any(row.key_name is not None for row in rows)
-    change = update(tx.t.task).where(column.id.in_([row.id for row in rows]), same).values(values)
+    change = updating(tx, [row.id for row in rows]).where(same).values(values)
     if not taking_key:
         tx.execute(change)
         return

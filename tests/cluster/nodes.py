@@ -60,6 +60,10 @@ class Nursery:
         """The exit code of one of its children, None while that lives; to be asked until it is known, and not again."""
         return self._ask(ended=pid)  # type: ignore[no-any-return]
 
+    def wait_until_stopped(self, pid: int) -> None:
+        """Wait until all threads of a child that was sent SIGSTOP have stopped: kill() returns before that."""
+        assert self._ask(stopped=pid), "it ended instead"
+
     def _ask(self, **order: Any) -> Any:
         assert self._process.stdin
         assert self._process.stdout
@@ -98,6 +102,7 @@ class NodeProcess:
     def stop(self) -> None:
         """Let it do nothing at all until `go_on`, in the middle of whatever it did."""
         self._signal(signal.SIGSTOP)
+        self._cluster.nursery.wait_until_stopped(self.pid)
 
     def stop_outside_of_transactions(self) -> None:
         """Stop it where it does not hold the one write lock of a SQLite database: it would lock everybody out."""

@@ -88,7 +88,7 @@ def run_under_kills(cluster: Cluster, folder: Path, *, nodes: int, tasks: int, c
 def test_two_thousand_tasks_finish_exactly_while_a_node_is_killed_every_second(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    run_under_kills(cluster, tmp_path, nodes=4, tasks=2000, concurrency=12, hits=10)
+    run_under_kills(cluster, tmp_path, nodes=4, tasks=2000, concurrency=15, hits=10)
 
 
 @pytest.mark.databases("mariadb", "sqlite")

@@ -33,6 +33,9 @@ log = logging.getLogger("tests.cluster")
 ANSWER = 0.2
 """Seconds for which a matrix lets its children have its slot before it looks at them again."""
 
+ERROR_LINES = 4
+"""Of a traceback: that much of it fits into the log of a test."""
+
 
 # --- what tasks do
 
@@ -109,6 +112,12 @@ async def idle(run: AsyncRun[Any]) -> AsyncIterator[Any]:
         await run.stop
     return
     yield
+
+
+async def reporter(run: AsyncRun[Any]) -> AsyncIterator[Any]:
+    """Report once, then nothing more, and end when asked to."""
+    yield {"i": 1}
+    await run.stop
 
 
 async def innocent(run: AsyncRun[Any]) -> AsyncIterator[Any]:
@@ -230,6 +239,7 @@ async def dot(run: AsyncRun[Any]) -> AsyncIterator[Any]:
 
 TYPES: dict[str, Any] = {
     "innocent": innocent,
+    "reporter": reporter,
     "idle": idle,
     "poison": poison,
     "flaky": flaky,
@@ -261,7 +271,7 @@ def registry(url: str) -> Registry:
 
 
 class _Lines(logging.Formatter):
-    """A record as a line of JSON, with all that was passed as `extra`."""
+    """A record as a line of JSON, with all that was passed as `extra` and the end of its traceback."""
 
     _usual = frozenset(vars(logging.makeLogRecord({})))
 
@@ -269,7 +279,7 @@ class _Lines(logging.Formatter):
         line = {name: value for name, value in vars(record).items() if name not in self._usual}
         line |= {"at": time.monotonic(), "level": record.levelname, "message": record.getMessage()}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = self.formatException(record.exc_info).splitlines()[-ERROR_LINES:]
         return json.dumps(line, default=str)
 
 
@@ -321,6 +331,8 @@ def nurse() -> None:
             order = json.loads(line)
             if "url" in order:
                 answer: Any = _fork(children, **order)
+            elif "stopped" in order:
+                answer = os.WIFSTOPPED(os.waitpid(order["stopped"], os.WUNTRACED)[1])
             else:
                 answer = _ended(children, order["ended"])
             print(json.dumps(answer), flush=True)

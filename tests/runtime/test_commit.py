@@ -724,3 +724,30 @@ def test_cancellation_waits_for_the_commit_under_way(node: Nodes, effects: Other
 
     assert (ended.result, ended.context, ended.seq) == ("added two", {"step": 2}, 3)
     assert effects.contents() == ["one", "two"]
+
+
+def test_tasks_that_commit_without_a_pause_take_turns(node: Nodes, effects: Other, kind: str) -> None:
+    made: dict[Any, int] = {}
+    enough = threading.Event()
+
+    def sync() -> None:
+        run = current_run()
+        while not enough.is_set():
+            run.commit(1, lambda connection: None)
+            made[run.id] = made.get(run.id, 0) + 1
+
+    async def asynchronous() -> None:
+        run = current_run()
+        while not enough.is_set():
+            await run.commit(1, lambda connection: None)
+            made[run.id] = made.get(run.id, 0) + 1
+
+    registry = Registry()
+    registry.register_task("task", sync if kind == "sync" else asynchronous)
+    started = node(registry)
+
+    ids = [started.create_task("task") for _ in range(5)]
+    until(lambda: all(made.get(task_id, 0) >= 10 for task_id in ids), PATIENCE, "all to have had their turn")
+    enough.set()
+
+    assert {started.wait_task(task_id, PATIENCE).state for task_id in ids} == {State.FINISHED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -106,12 +107,13 @@ def test_outage_longer_than_the_lease_fails_no_task(
     assert all(_counts_up(seen) for seen in counting.seen.values())
     written_down = [each for each in other.contents() if each[:32] == ids[2].hex]
     assert written_down == [f"{ids[2].hex}-{number:08}" for number in range(1, len(written_down) + 1)]
-    assert len(written_down) == other.row(ids[2]).context and int(other.row(ids[2]).context)
+    assert len(written_down) == other.row(ids[2]).context
+    assert int(other.row(ids[2]).context)
 
 
 def _counts_up(seen: list[int]) -> bool:
     """Whether each number follows the one before, or is where a later run went on."""
-    return all(later == earlier + 1 for earlier, later in zip(seen, seen[1:], strict=False))
+    return all(later == earlier + 1 for earlier, later in itertools.pairwise(seen))
 
 
 def test_node_stops_in_time_while_its_database_is_away(node: Nodes, other: Other, proxy: Proxy) -> None:

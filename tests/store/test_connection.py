@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from pyasync import aio
 from pyasync.client import Client
-from pyasync.domain.states import State
+from pyasync.domain.states import Event, State
 from pyasync.domain.task import NewTask
 from pyasync.errors import BadArgument, BlockingCall, InvalidTransition, KeyTaken, TaskNotFound
 from pyasync.ids import new_id
@@ -499,6 +499,14 @@ BULK: dict[str, tuple[str, Verb]] = {
     "cancel_tasks": ("pending, run", lambda client, ids, **c: client.cancel_tasks(ids=ids, **c)),
     "delete_tasks": ("pending, run", lambda client, ids, **c: client.delete_tasks(ids=ids, **c)),
     "delete_tasks, init": ("init, none", lambda client, ids, **c: client.delete_tasks(ids=ids, **c)),
+    "create_tasks, keys": (
+        "running, run",
+        lambda client, ids, **c: len(client.create_tasks([NewTask(type="report", key=str(id)) for id in ids], **c)),
+    ),
+    "create_tasks, ids": (
+        "running, run",
+        lambda client, ids, **c: len(client.create_tasks([NewTask(type="report", id=id, key="k") for id in ids], **c)),
+    ),
 }
 
 
@@ -526,6 +534,84 @@ def test_a_verb_of_an_open_transaction_locks_no_tasks_but_those_it_changes(
         assert rows.status(created) == "pending, run"
 
 
+EXISTING = UUID("01890000-0000-7000-8000-000000000001")
+CREATIONS: dict[str, Verb] = {
+    "a task": lambda client, **c: client.create_task("report", **c),
+    "one of a timer": lambda client, **c: client.create_task("report", delay=5, **c),
+    "one with a key": lambda client, **c: client.create_task("report", user="alice", key="m", **c),
+    "one with a taken key": lambda client, **c: client.create_task("report", user="alice", key="k", **c),
+    "an existing one": lambda client, **c: client.create_task("report", id=EXISTING, key="new", **c),
+    "some": lambda client, **c: client.create_tasks([NewTask(type="report")] * 3, **c),
+    "some with keys": lambda client, **c: client.create_tasks([NewTask(type="report", key=k) for k in "abcde"], **c),
+}
+
+
+def test_a_bulk_with_ids_that_exist_and_keys_that_are_taken_is_answered_row_by_row(
+    client: Client, database: Database, rows: Rows
+) -> None:
+    ended = rows.put("finished, run", key_name="k")
+    holder = rows.put("pending, run", key_name="k", held_key="k")
+    alice: dict[str, Any] = {"type": "report", "user": "alice"}
+    for engine in hosts(database):
+        with undone(engine) as caller:
+            new = [
+                NewTask(**alice, id=ended, key="k"),
+                NewTask(**alice, key="k"),
+                NewTask(**alice, key="free"),
+                NewTask(**alice, key="free"),
+                NewTask(**alice),
+            ]
+            ids = client.create_tasks(new, connection=caller)
+
+            found = {task.id: task.key for task in client.get_tasks(ids=ids, connection=caller)}
+        assert ids[:2] == [ended, holder]
+        assert ids[2] == ids[3]
+        assert found == {ended: "k", holder: "k", ids[2]: "free", ids[4]: None}
+
+
+@pytest.mark.databases("mariadb", "mysql")
+def test_a_key_whose_holder_has_ended_since_the_callers_snapshot_is_free(
+    client: Client, database: Database, rows: Rows
+) -> None:
+    holder = rows.claimed(key_name="k", held_key="k")
+    with snapshot(host(database)) as caller:
+        database.once(writes.write, [Write(holder, Event.TASK_FINISHED, result="1")])
+
+        created = client.create_task("report", user="alice", key="k", connection=caller)
+        caller.commit()
+
+    assert created != holder.task_id
+    assert rows.status(created) == "pending, run"
+
+
+@SERVERS
+@pytest.mark.parametrize("isolation", ["REPEATABLE READ", "READ COMMITTED"])
+@pytest.mark.parametrize("what", CREATIONS)
+def test_a_creation_of_an_open_transaction_keeps_nobody_from_creating(
+    client: Client, database: Database, rows: Rows, what: str, isolation: str
+) -> None:
+    rows.put("finished, run", id=EXISTING)
+    rows.claimed(key_name="k", held_key="k")
+    rows.put("pending, run", key_name="z", held_key="z")
+    for engine in hosts(database, isolation_level=isolation):
+        with undone(engine) as caller, impatient_client(database) as other:
+            CREATIONS[what](client, connection=caller)
+
+            assert other.create_task("report")
+            assert other.create_task("report", user="alice", delay=5)
+            assert other.create_task("report", user="alice", key=f"n {engine.driver}")
+            assert len(other.create_tasks([NewTask(type="report", user="bob", key=key) for key in "kmz"])) == 3
+
+
+@contextmanager
+def impatient_client(database: Database) -> Iterator[Client]:
+    """A client that gives up when it has to wait for a lock."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyasync.store.database.PATIENCE", 0.1)
+        with Client(url_of(database), migrate="off", strict=False, database_timeout=1.0) as client:
+            yield client
+
+
 @SERVERS
 @pytest.mark.parametrize("number", [3, 40])
 @pytest.mark.parametrize("verb", BULK)
@@ -537,7 +623,7 @@ def test_a_verb_does_not_wait_for_tasks_that_it_is_not_about(
     ids = rows.put_many(number, status)
     others += rows.put_many(number, "pending, run", user_name="bob")
 
-    with rows.locked(*others), Client(url_of(database), migrate="off", database_timeout=1.0) as impatient:
+    with rows.locked(*others), impatient_client(database) as impatient:
         assert call(impatient, ids) == number
 
 

@@ -119,6 +119,8 @@ class Client:
         Raises TypeNotRegistered, BadArgument, ContextNotSerializable, ContextTooLarge, NameTooLong; nothing is then
         written.
         """
+        if connection is None:
+            self._refuse_loop("create_task")
         new = NewTask(
             type=type,
             arguments=arguments,

@@ -96,13 +96,15 @@ def _claimable(facts: Facts) -> str:
     if not live:
         return "waits for a node: none is alive"
     if not able:
-        return f"waits for a node that has type {task.type!r}: none of the {len(live)} live nodes has it"
+        none = f"none of the {len(live)} live nodes has it" if len(live) > 1 else "the only live node does not have it"
+        return f"waits for a node that has type {task.type!r}: {none}"
     if not fresh:
         return (
             f"waits for a node that understands version {task.version} of type {task.type!r}: the live ones are older"
         )
     if all(node.running >= node.slots for node in fresh):
-        return f"waits for a free slot: all {len(fresh)} live nodes that have type {task.type!r} are full"
+        full = f"all {len(fresh)} live nodes that have" if len(fresh) > 1 else "the only live node that has"
+        return f"waits for a free slot: {full} type {task.type!r} {'are' if len(fresh) > 1 else 'is'} full"
     if facts.queue == Queue.PROBATION:
         return "waits on probation, since nodes were lost while they ran it: a node runs one such task at a time"
     return "is due and will be claimed at a node's next look"

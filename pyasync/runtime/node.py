@@ -225,13 +225,14 @@ class Node(Client):
         self._claimer.draining = True
         self._committer.finish_round(LAST_WRITES)  # it may be claiming: what it claims must be told to stop, too
         self._keeper.beat_soon()
-        hands_over = len(self._runs) > 0
+        had_runs = len(self._runs) > 0
         self._stop_all(until)
-        if not self._runs.wait_until_ended(max(0.0, until - time.monotonic()) + LAST_WRITES):
+        handed_over = self._runs.wait_until_ended(max(0.0, until - time.monotonic()) + LAST_WRITES)
+        if not handed_over:
             log.error("some runs could not be handed over in time: their leases must run out")
         for service in (self._watcher, self._sweeper, self._committer, self._keeper):
             service.stop(LAST_WRITES)
-        if hands_over:
+        if had_runs and handed_over:
             self._hints.send(hints.RUN)  # others need not wait for their next poll
         try:
             self._keeper.leave()

@@ -90,6 +90,7 @@ class Runs:
         """Note that what became of a run's task is known; True if its slot is free now."""
         with self._lock:
             execution.ended = True
+            self.changed.notify_all()  # even if its slot stays taken, by a thread that was left behind
             return self._settle(execution)
 
     def entered(self, execution: Execution) -> None:
@@ -109,7 +110,6 @@ class Runs:
         free = self._by_fence.pop(self._key(execution), None) is not None
         if free:
             self._count(execution, -1)
-        self.changed.notify_all()
         return free
 
     def _count(self, execution: Execution, change: int) -> None:

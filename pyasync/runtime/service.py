@@ -10,6 +10,9 @@ log = logging.getLogger("pyasync.runtime")
 
 FIRST_BACKOFF = 0.05
 
+LASTING = 5
+"""Failures in a row that a person should look at."""
+
 
 class Service:
     """Calls `tick` until it is stopped; `wake` makes the next call come at once."""
@@ -58,12 +61,20 @@ class Service:
             delay = self.tick()
         except Exception:
             self._failures += 1
-            delay = min(self.longest_backoff, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
-            level = logging.WARNING if self._failures < 5 else logging.ERROR
-            log.log(level, "a round failed; it is tried again", exc_info=True, extra={"service": self.name})
-            return delay
+            self._log_failure()
+            return min(self.longest_backoff, FIRST_BACKOFF * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
+        if self._failures >= LASTING:
+            log.warning("rounds succeed again", extra={"service": self.name, "failures": self._failures})
         self._failures = 0
         return delay
+
+    def _log_failure(self) -> None:
+        """Log the first failure, and that it lasts: a database that is away for an hour must not fill the log."""
+        facts = {"service": self.name, "failures": self._failures}
+        if self._failures == 1:
+            log.warning("a round failed; it is tried again", exc_info=True, extra=facts)
+        elif self._failures == LASTING:
+            log.error("rounds go on failing; they are tried again, and not logged again", exc_info=True, extra=facts)
 
     def _loop(self) -> None:
         while not self._stopping.is_set():

@@ -28,7 +28,7 @@ from pyasync.domain.states import ENDED, OWNED, Event, Mark, Stage, Status
 from pyasync.domain.transitions import step
 from pyasync.store.database import Tx
 from pyasync.store.dialects import after, now
-from pyasync.store.tasks import Wish, cancelled_errors, change, drop, locked_columns, updating, with_error
+from pyasync.store.tasks import Wish, cancelled_errors, change, drop, locked_columns, reading, updating, with_error
 
 DUE_BATCH = 1_000
 LOST_BATCH = 500
@@ -162,7 +162,7 @@ def _candidates(tx: Tx, request: Request, offer: Offer) -> Select[Any]:
         query = query.where(column.group_name.in_(request.groups))
     if request.queue is Queue.PROBATION and not offer.cleans:
         query = query.where(column.mark == Mark.RUN.value)
-    return query
+    return reading(tx, "pyasync_task_claim", query)
 
 
 def _take(tx: Tx, node_id: UUID, fence: UUID, offer: Offer, ids: Sequence[UUID]) -> None:

@@ -157,7 +157,7 @@ def _absent(tx: Tx, rows: Sequence[dict[str, Any]], *, locking: bool = False) ->
     there: set[UUID] = set()
     for some in _batches(rows):
         query = select(column.id).where(column.id.in_([row["id"] for row in some]))
-        query = _reading(tx, "PRIMARY", query).with_for_update(read=True, key_share=True) if locking else query
+        query = reading(tx, "PRIMARY", query).with_for_update(read=True, key_share=True) if locking else query
         there |= set(tx.execute(query).scalars())
     return [row for row in rows if row["id"] not in there]
 
@@ -168,7 +168,7 @@ def _seen_holders(tx: Tx, rows: Sequence[dict[str, Any]]) -> dict[_Key, UUID]:
     holders: dict[_Key, UUID] = {}
     for some in _batches(list(_holders(tx, rows, locking=False).values())):
         query = select(column.id, column.user_name, column.type, column.held_key).where(column.id.in_(some))
-        found = tx.execute(_reading(tx, "PRIMARY", query).with_for_update(read=True, key_share=True))
+        found = tx.execute(reading(tx, "PRIMARY", query).with_for_update(read=True, key_share=True))
         holders |= {(row.user_name, row.type, row.held_key): row.id for row in found if row.held_key is not None}
     return holders
 
@@ -186,7 +186,7 @@ def _holders(tx: Tx, rows: Sequence[dict[str, Any]], *, locking: bool = True) ->
     for (user, type_), names in keys.items():
         for some in _batches(list(names)):
             theirs = column.user_name == user, column.type == type_, column.held_key.in_(some)
-            query = _reading(tx, "pyasync_task_key", select(column.held_key, column.id).where(*theirs))
+            query = reading(tx, "pyasync_task_key", select(column.held_key, column.id).where(*theirs))
             found = tx.execute(query.with_for_update(read=True, key_share=True) if locking else query)
             holders |= {(user, type_, row.held_key): row.id for row in found}
     return holders
@@ -436,10 +436,10 @@ def mark_all(tx: Tx, wanted: Filter, wish: Wish, *, after: UUID | None, limit: i
 
 def _in_order(tx: Tx, query: Select[Any]) -> Select[Any]:
     """Lock rows in the order of their ids."""
-    return _reading(tx, "PRIMARY", query).order_by(tx.t.task.c.id).with_for_update()
+    return reading(tx, "PRIMARY", query).order_by(tx.t.task.c.id).with_for_update()
 
 
-def _reading(tx: Tx, index: str, query: Select[Any]) -> Select[Any]:
+def reading(tx: Tx, index: str, query: Select[Any]) -> Select[Any]:
     """Have MariaDB read by an index: it locks what it reads, in that order, and of a small table it would read all."""
     for name in ("mysql", "mariadb"):
         query = query.with_hint(tx.t.task, f"FORCE INDEX ({index})", name)

@@ -88,6 +88,18 @@ def test_a_killed_node_costs_its_tasks_a_loss_and_one_that_is_told_to_stop_none(
     assert cluster.taken_over() == TASKS
 
 
+@pytest.mark.databases("postgresql", "sqlite")
+def test_the_others_hear_of_what_is_handed_over_before_they_look(cluster: Cluster) -> None:
+    first, _ = with_idle_tasks(cluster, poll_interval=60.0)
+
+    asked = time.monotonic()
+    first.terminate()
+    took = seconds_until_claimed_again(cluster, asked)
+
+    print(f"running elsewhere {took:.2f} s after SIGTERM")
+    assert took < SOON
+
+
 @pytest.mark.timeout(120)
 def test_a_task_that_kills_its_nodes_is_found_and_its_neighbours_are_not_blamed(cluster: Cluster) -> None:
     settings = {"lease": LEASE, "poll_interval": 0.3}

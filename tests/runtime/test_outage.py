@@ -80,9 +80,7 @@ def _write_down(connection: Any, task_id: Any, number: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "hang"])
-def test_outage_longer_than_the_lease_fails_no_task(
-    node: Nodes, other: Other, proxy: Proxy, url: str, how: str
-) -> None:
+def test_outage_longer_than_the_lease_fails_no_task(proxy: Proxy, node: Nodes, other: Other, how: str) -> None:
     counting = Counting()
     short = {"url": proxy.url, "lease": LEASE, "database_timeout": 1.0, "concurrency": 20}
     nodes = [node(counting.registry, name=name, **short) for name in ("north", "south")]
@@ -107,8 +105,7 @@ def test_outage_longer_than_the_lease_fails_no_task(
     assert all(_counts_up(seen) for seen in counting.seen.values())
     written_down = [each for each in other.contents() if each[:32] == ids[2].hex]
     assert written_down == [f"{ids[2].hex}-{number:08}" for number in range(1, len(written_down) + 1)]
-    assert len(written_down) == other.row(ids[2]).context
-    assert int(other.row(ids[2]).context)
+    assert len(written_down) == int(other.row(ids[2]).context) > 0
 
 
 def _counts_up(seen: list[int]) -> bool:
@@ -116,7 +113,7 @@ def _counts_up(seen: list[int]) -> bool:
     return all(later == earlier + 1 for earlier, later in itertools.pairwise(seen))
 
 
-def test_node_stops_in_time_while_its_database_is_away(node: Nodes, other: Other, proxy: Proxy) -> None:
+def test_node_stops_in_time_while_its_database_is_away(proxy: Proxy, node: Nodes, other: Other) -> None:
     counting = Counting()
     started = node(counting.registry, url=proxy.url, lease=LEASE, database_timeout=1.0)
     ids = [started.create_task(name) for name in ("async", "sync")]
@@ -135,7 +132,7 @@ def test_node_stops_in_time_while_its_database_is_away(node: Nodes, other: Other
     assert [second.wait_task(task_id, PATIENCE).attempt for task_id in ids] == [1, 1]
 
 
-def test_verb_waits_out_a_short_outage(node: Nodes, proxy: Proxy) -> None:
+def test_verb_waits_out_a_short_outage(proxy: Proxy, node: Nodes) -> None:
     registry = Registry()
     registry.register_task("task", lambda: "done")
     started = node(registry, url=proxy.url)
@@ -149,7 +146,7 @@ def test_verb_waits_out_a_short_outage(node: Nodes, proxy: Proxy) -> None:
     mending.join()
 
 
-def test_start_without_a_database_says_so_and_leaves_nothing_behind(node: Nodes, proxy: Proxy) -> None:
+def test_start_without_a_database_says_so_and_leaves_nothing_behind(proxy: Proxy, node: Nodes) -> None:
     proxy.cut()
     before = {each.name for each in threading.enumerate()}
     fresh = node.make(Registry(), url=proxy.url, migrate="off")

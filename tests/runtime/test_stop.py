@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyasync import (
     TaskFailed,
     current_run,
 )
+from pyasync.runtime.node import LAST_WRITES
 from tests.runtime.conftest import Nodes
 from tests.runtime.gate import PATIENCE, Gate, as_async, counting
 from tests.runtime.other import NODE, Other
@@ -522,7 +524,9 @@ def test_another_node_goes_on_with_a_task_whose_thread_was_left_behind(node: Nod
     gate.wait_for()
     second = node(_registry(deaf))
 
+    began = time.monotonic()
     first.stop()
+    took = time.monotonic() - began
     task = second.wait_task(task_id, PATIENCE)
     gate.open()
     until(
@@ -531,6 +535,7 @@ def test_another_node_goes_on_with_a_task_whose_thread_was_left_behind(node: Nod
         "the thread to end",
     )
 
+    assert took < LAST_WRITES  # once the grace is over, nobody waits for the thread
     assert (task.result, task.context, task.attempt, task.errors) == (2, {"epoch": 2}, 1, [])
     assert other.row(task_id).context == '{"epoch":2}'
 

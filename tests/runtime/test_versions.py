@@ -172,4 +172,4 @@ def test_type_that_no_node_has_waits_and_why_says_so(node: Nodes, kind: str) -> 
 
     task_id = started.create_task("task", 1)
 
-    assert "none of the 1 live nodes has it" in started.why(task_id)
+    assert "the only live node does not have it" in started.why(task_id)

@@ -171,6 +171,11 @@ class Rows:
         with self.database.transaction() as tx:
             tx.execute(update(tx.t.node).where(tx.t.node.c.id == node_id).values(lost=True))
 
+    def lose_all(self) -> None:
+        """Mark all nodes as lost."""
+        with self.database.transaction() as tx:
+            tx.execute(update(tx.t.node).values(lost=True))
+
     @contextmanager
     def locked(self, *task_ids: UUID) -> Iterator[Connection]:
         """Hold rows' locks on a second connection, as a caller's open transaction does."""

@@ -8,14 +8,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
 
 from pyasync.client import Client
 from pyasync.domain.states import State
 from pyasync.domain.task import NewTask
 from pyasync.errors import BadArgument, InvalidTransition, NameTooLong, PyasyncError, TaskNotFound
 from pyasync.ids import new_id
-from pyasync.store.database import Database
 from tests.store.rows import FAR_AHEAD, LONG_AGO, NODE, STATUSES, Rows, changes, faults, recorded
 
 # The design's table: what each verb makes of each status.
@@ -809,25 +807,6 @@ def test_a_timeout_is_a_number_of_seconds(client: Client, rows: Rows, timeout: A
 
     with pytest.raises(BadArgument, match="timeout must be a number of seconds"):
         client.wait_task(task_id, timeout=timeout)
-
-
-# --- the order of locks
-
-
-def test_several_ids_are_locked_in_the_order_of_ids(client: Client, database: Database, rows: Rows) -> None:
-    """Two callers who lock the same tasks in different orders would deadlock."""
-    ids = rows.put_many(5)
-
-    with recorded(client._database.engine) as statements:
-        client.pause_tasks(ids=ids[::-1])
-
-    table = rows.table
-    by_id = str(select(table.c.id).order_by(table.c.id).compile(dialect=database.engine.dialect)).partition("ORDER BY")[
-        2
-    ]
-    locking = [sql for sql, _ in statements if "ORDER BY" in sql]
-    assert [by_id.strip() in sql for sql in locking] == [True]
-    assert rows.column("mark") == ["pause"] * 5
 
 
 def test_a_running_task_that_is_deleted_still_belongs_to_its_node(client: Client, rows: Rows) -> None:

@@ -63,7 +63,7 @@ def test_each_change_is_a_line(cli: conftest.Run, node: Node, url: str) -> None:
     lines = cli("watch", id).lines
 
     assert "FINISHED" in lines[-1]
-    assert "50%" in lines[-1]
+    assert "100%" in lines[-1]
     assert r"half\x1b" in lines[-1]
 
 

@@ -38,7 +38,8 @@ def test_a_node_that_was_stopped_for_longer_than_its_lease_writes_nothing_and_jo
     work.check()
     refused = [line for line in zombie.lines("a write was refused") if line["node_id"] == str(was)]
     print(f"{len(refused)} writes refused")
-    assert {line["task_id"] for line in refused} >= {str(each) for each in ids[::2]}, "each of these has tried to write"
+    # Not all have tried to: some were told first, by the keeper, that they are lost.
+    assert refused, "this counts only if a stopped node's run has tried to write"
     stopped = {line["task"]: line["reason"] for line in zombie.lines("a run was stopped") if line["epoch"] == 1}
     # The others may have met their step in the table, which the heir had inserted, before they got to their own write.
     assert stopped.keys() >= {str(each) for each in ids[::2]}

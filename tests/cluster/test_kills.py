@@ -94,4 +94,4 @@ def test_two_thousand_tasks_finish_exactly_while_a_node_is_killed_every_second(
 @pytest.mark.databases("mariadb", "sqlite")
 @pytest.mark.timeout(240)
 def test_some_tasks_finish_exactly_while_a_node_is_killed_every_second(cluster: Cluster, tmp_path: Path) -> None:
-    run_under_kills(cluster, tmp_path, nodes=3, tasks=300, concurrency=5, hits=4)
+    run_under_kills(cluster, tmp_path, nodes=3, tasks=200, concurrency=5, hits=4)

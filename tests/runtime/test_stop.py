@@ -43,6 +43,11 @@ def _registry(body: Any, **options: Any) -> Registry:
     return registry
 
 
+def _told_to_stop(node: Node) -> bool:
+    """Whether a node is stopping, and has told its runs."""
+    return node.health().reason == "it is stopping" and all(each.stop.is_set() for each in node._runs)
+
+
 def _until_state(started: Node, task_id: Any, state: State) -> Any:
     return until(
         lambda: (task := started.get_task(task_id)).state is state and task, PATIENCE, f"the task to be {state.value}"
@@ -604,7 +609,7 @@ def test_tasks_of_a_node_that_stops_go_on_elsewhere_from_their_checkpoints(
     gate.wait_for(5)
 
     Thread(first.stop)
-    until(lambda: first.health().reason == "it is stopping", PATIENCE)
+    until(lambda: _told_to_stop(first), PATIENCE)
     gate.open()
     until(lambda: first.health().reason == "it is stopped", PATIENCE)
     handed_over = other.statuses()
@@ -655,7 +660,7 @@ def test_clean_up_that_is_interrupted_goes_on_elsewhere(node: Nodes, other: Othe
     gate.wait_for()
 
     stopping = Thread(first.stop)
-    until(lambda: first.health().reason == "it is stopping", PATIENCE)
+    until(lambda: _told_to_stop(first), PATIENCE)
     gate.open()
     stopping.join(PATIENCE)
     between = other.status(task_id)
@@ -762,7 +767,7 @@ def test_second_stop_shortens_the_first(node: Nodes) -> None:
     started.create_task("task")
     gate.wait_for()
     first = Thread(started.stop)
-    until(lambda: started.health().reason == "it is stopping", PATIENCE)
+    until(lambda: _told_to_stop(started), PATIENCE)
 
     started.stop(0.0)
 

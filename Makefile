@@ -3,12 +3,14 @@ PYTHON ?= python3
 BIN = .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.PHONY: help venv check format test demo bench clean
+.PHONY: help venv check format test faults mutants demo bench clean
 
 help:
 	@echo 'make demo     watch three nodes work on a SQLite file, and one be killed'
 	@echo 'make check    format, lint, layers, types'
 	@echo 'make test     every test on every database that can be had; ARGS="-k sqlite" for fewer'
+	@echo 'make faults   every point of the fault sweeps and the long forms; ARGS="--seed 1 --iterations 3 --duration 60"'
+	@echo 'make mutants  which check catches which guard that is taken out of a copy of the source'
 	@echo 'make bench    the benchmarks; ARGS are handed on'
 	@echo 'make format   rewrite the code as make check wants it'
 	@echo 'make clean    remove what the others made, .venv too'
@@ -27,6 +29,12 @@ format: .venv/.dev
 
 test: .venv/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: .venv/.dev
+	$(BIN)/python -m pytest tests/faults --long $(ARGS)
+
+mutants: .venv/.dev
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 demo: .venv/.demo
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \

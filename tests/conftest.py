@@ -12,11 +12,14 @@ servers that run already: comma separated URLs of users who may create databases
 `mysql+pymysql://root:secret@127.0.0.1:3306`, each known under the name its URL begins with. A test whose database is
 not on this machine is skipped, and fails if `PYASYNC_TEST_REQUIRE=all`. `PostgreSQL` and `MariaDB` in servers.py give
 a test that has to break its server one of its own.
+
+Tests of faults take `effort` (faults/effort.py), which is a sample chosen by a seed, unless `--long` asks for all.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,10 +27,45 @@ from typing import NoReturn
 
 import pytest
 
+from tests.faults.effort import Effort
 from tests.servers import MariaDB, PostgreSQL, PrivateServer, Server, Unavailable, running_server
 
 KINDS = ("sqlite", "postgresql", "mariadb")
 LOG_SHOWN = 4000  # characters
+LONG_TIMEOUT = 3 * 3600  # seconds
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("faults")
+    group.addoption("--long", action="store_true", help="every point of the sweeps, and the long forms")
+    group.addoption("--seed", type=int, help="what was printed by the run that is to be repeated")
+    group.addoption("--iterations", type=int, default=1, help="how often to repeat each long form")
+    group.addoption("--duration", type=float, help="seconds for each test that goes by rounds, instead")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = random.randrange(2**32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"faults: --seed={config.option.seed}{' --long' if config.option.long else ''}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give those that take their time by `effort` the time for it."""
+    if not config.option.long:
+        return
+    for item in items:
+        if "effort" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(LONG_TIMEOUT), append=False)
+
+
+@pytest.fixture
+def effort(pytestconfig: pytest.Config) -> Effort:
+    option = pytestconfig.option
+    print("seed", option.seed)
+    return Effort(option.seed, option.long, option.iterations, option.duration)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -27,8 +28,9 @@ from pyasync.domain.queues import PROBATION_LOSSES, Queue, QueuePolicy, queue_of
 from pyasync.domain.states import ENDED, OWNED, Event, Mark, Stage, Status
 from pyasync.domain.transitions import step
 from pyasync.store.database import Tx
-from pyasync.store.dialects import after, now
-from pyasync.store.tasks import Wish, cancelled_errors, change, drop, locked_columns, reading, updating, with_error
+from pyasync.store.dialects import Batch, after, now
+from pyasync.store.tables import tables
+from pyasync.store.tasks import Wish, cancelled_errors, change, locked_columns, reading, updating, with_error
 
 DUE_BATCH = 1_000
 LOST_BATCH = 500
@@ -201,8 +203,13 @@ def remove_deleted(tx: Tx, types: Sequence[str], limit: int = REMOVAL_BATCH) -> 
     query = query.order_by(column.queue, column.type)  # or SQLite may prefer to read the whole table
     ids = list(tx.execute(query.limit(limit).with_for_update(skip_locked=True)).scalars())
     if ids:
-        drop(tx, ids, column.mark == Mark.DELETE.value)
+        tx.dialect.write(tx.connection, _removal(tx.schema), [{"id": task_id} for task_id in ids])
     return len(ids)
+
+
+@lru_cache
+def _removal(schema: str | None) -> Batch:
+    return Batch(tables(schema).task, {"id": "id"}, f"task.mark = '{Mark.DELETE.value}'", None)
 
 
 def owned(tx: Tx, node_id: UUID) -> list[Row[Any]]:

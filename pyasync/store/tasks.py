@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -62,7 +63,7 @@ def create(tx: Tx, rows: Sequence[dict[str, Any]], *, look_first: bool = False) 
     refused = {row["id"] for row in absent if _key(row) in holders}
     missing = [row for row in rows if row["id"] not in refused]
     for _ in range(KEY_TRIES):
-        _insert(tx, _firsts(missing))
+        _insert(tx, sorted(_firsts(missing), key=itemgetter("id")))  # or those who create the same ones may deadlock
         absent = _absent(tx, _keyed(missing))
         holders |= _holders(tx, absent)
         refused |= {row["id"] for row in absent if _key(row) in holders}

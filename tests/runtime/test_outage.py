@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import text
 
 from pyasync import DatabaseUnavailable, Finished, Registry, State, current_run
+from tests.faults.proxy import Proxy
 from tests.runtime.conftest import Nodes
 from tests.runtime.gate import PATIENCE
 from tests.runtime.other import Other
-from tests.runtime.proxy import Proxy
 from tests.waiting import until
 
 # SQLite is a file: it does not go away.

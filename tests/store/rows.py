@@ -138,6 +138,11 @@ class Rows:
         with self.database.transaction() as tx:
             tx.execute(delete(tx.t.task).where(tx.t.task.c.id == task_id))
 
+    def empty(self) -> None:
+        """Remove all rows."""
+        with self.database.transaction() as tx:
+            tx.execute(delete(tx.t.task))
+
     def get(self, task_id: UUID) -> Any:
         """Return all columns of a row as they are committed; None if there is none."""
         with self.database.transaction() as tx:

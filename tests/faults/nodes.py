@@ -39,7 +39,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.worker"],
+            [sys.executable, "-m", "tests.faults.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.nodes import Cluster, Nursery
+from tests.faults.nodes import Cluster, Nursery
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from sqlalchemy import update
 
 from pyasync import NewTask, Node, State
 from pyasync.store.database import Tx
-from tests.cluster.checks import Work
-from tests.cluster.nodes import Cluster, NodeProcess
-from tests.cluster.worker import registry
+from tests.faults.checks import Work
+from tests.faults.nodes import Cluster, NodeProcess
+from tests.faults.worker import registry
 from tests.waiting import until
 
 SOON = 6.0

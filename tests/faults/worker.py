@@ -1,4 +1,4 @@
-"""What the nodes of these tests run: `python -m tests.cluster.worker URL SETTINGS-JSON` is a node, until SIGTERM.
+"""What the nodes of these tests run: `python -m tests.faults.worker URL SETTINGS-JSON` is a node, until SIGTERM.
 
 Without arguments it is a nursery: told by lines of JSON on its standard input, it forks such nodes. An import of all
 that a node needs takes a second or two of CPU, a fork some milliseconds; nothing is started before the fork.
@@ -9,6 +9,7 @@ What a task does is a function of its arguments, so that any process can say wha
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ from sqlalchemy import Connection, create_engine, text
 from pyasync import Client, Failed, Finished, InvalidTransition, NewTask, Node, Registry, RetryLater, Run, State
 from pyasync.aio import Run as AsyncRun
 
-log = logging.getLogger("tests.cluster")
+log = logging.getLogger("tests.faults")
 
 ANSWER = 0.2
 """Seconds for which a matrix lets its children have its slot before it looks at them again."""
@@ -284,14 +285,16 @@ class _Lines(logging.Formatter):
 
 
 def run_node(url: str, settings: dict[str, Any]) -> None:
-    """Run a node until SIGTERM; see `_come_back_late` for `late`, the one setting that is ours."""
+    """Run a node until SIGTERM. Settings of ours: `late`, and `registry`, the "module:function" that makes it."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     late = settings.pop("late", 0.0)
-    node = Node(url, registry(url), **settings)
+    module, function = settings.pop("registry", "tests.faults.worker:registry").split(":")
+    made = getattr(importlib.import_module(module), function)(url)
+    node = Node(url, made, **settings)
     if late:
         _come_back_late(node, late)
     with node:

@@ -10,8 +10,8 @@ from sqlalchemy.exc import DBAPIError
 
 from pyasync import Settings
 from pyasync.store.database import Database, Tx
-from tests.cluster.checks import Work
-from tests.cluster.nodes import Cluster
+from tests.faults.checks import Work
+from tests.faults.nodes import Cluster
 from tests.waiting import until
 
 LEASE = 3.0

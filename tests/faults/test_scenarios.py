@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from pyasync import Client, Fifo, InvalidTransition, NewTask, Node, State, TaskNotFound
-from tests.cluster.worker import expected, product, registry
+from tests.faults.worker import expected, product, registry
 from tests.waiting import until
 
 

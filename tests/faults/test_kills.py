@@ -10,8 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from tests.cluster.checks import Work
-from tests.cluster.nodes import Cluster, NodeProcess
+from tests.faults.checks import Work
+from tests.faults.nodes import Cluster, NodeProcess
 from tests.waiting import until
 
 INTERVAL = 1.0

@@ -13,8 +13,8 @@ from uuid import UUID
 from sqlalchemy import Row
 
 from pyasync import NewTask, State
-from tests.cluster.nodes import Cluster
-from tests.cluster.worker import expected
+from tests.faults.nodes import Cluster
+from tests.faults.worker import expected
 
 APPLIED = "CREATE TABLE applied (task VARCHAR(32) NOT NULL, step INTEGER NOT NULL, PRIMARY KEY (task, step))"
 

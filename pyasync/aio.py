@@ -130,9 +130,14 @@ async def init(database: Any, *, registry: Registry | None = None, run: bool = T
     """Make and start the default node on this loop, asyncio's or trio's, and return it; see `pyasync.init`."""
     make = partial(default.make, database, registry=registry, run=run, **settings)
     client = await anyio.to_thread.run_sync(make)
-    if isinstance(client, Node):
-        await client.astart()
-    return await anyio.to_thread.run_sync(default.keep, client)  # if another was faster, it is stopped, which blocks
+    try:
+        if isinstance(client, Node):
+            await client.astart()
+        return default.keep(client)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(client.close)
+        raise
 
 
 async def stop(timeout: float | None = None) -> None:

@@ -120,7 +120,8 @@ class Run(_BaseRun[C]):
         since transient errors call it again in a fresh transaction, and must not commit. The report is written last and
         guarded: either both are stored, or neither is. A bare value is a context; `Finished(...)` ends the task.
 
-        Raises ClaimLost if the task is no longer this run's, TransactionDoomed if `work` hid an error of the database.
+        Raises ClaimLost if the task is no longer this run's, TransactionDoomed if `work` hid an error of the database,
+        and what keeps `work` from its end again and again while the database answers, such as a lock or its own pauses.
         """
         return self._commit(report, work)
 

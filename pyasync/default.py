@@ -31,7 +31,11 @@ def init(database: Any, *, registry: Registry | None = None, run: bool = True, *
     client = make(database, registry=registry, run=run, **settings)
     if isinstance(client, Node):
         client.start()
-    return keep(client)
+    try:
+        return keep(client)
+    except AlreadyInitialized:
+        client.close()
+        raise
 
 
 def make(database: Any, *, registry: Registry | None, run: bool, **settings: Any) -> Client:
@@ -44,14 +48,13 @@ def make(database: Any, *, registry: Registry | None, run: bool, **settings: Any
 
 
 def keep(client: Client) -> Client:
-    """Make a client the default one. Raises AlreadyInitialized, and closes it, if another was faster."""
+    """Make a client the default one. Raises AlreadyInitialized if another was faster."""
     global _client
     with _lock:
-        if not _taken():
-            _client = client
-            return client
-    client.close()
-    raise AlreadyInitialized
+        if _taken():
+            raise AlreadyInitialized
+        _client = client
+        return client
 
 
 def _taken() -> bool:

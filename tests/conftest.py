@@ -62,13 +62,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture
-def effort(pytestconfig: pytest.Config) -> Effort:
+def effort(pytestconfig: pytest.Config, _seed: int) -> Effort:
     option = pytestconfig.option
-    print("seed", option.seed)
-    return Effort(option.seed, option.long, option.iterations, option.duration)
+    print("seed", _seed)
+    return Effort(_seed, option.long, option.iterations, option.duration)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "_seed" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("seeds")
+        seeds = [metafunc.config.option.seed, *(marker.args if marker else ())]
+        metafunc.parametrize("_seed", seeds, ids=["", *map(str, seeds[1:])] if marker else [pytest.HIDDEN_PARAM])
     if "_database" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("databases")

@@ -8,6 +8,8 @@ alone, would fire as soon as the *thread* that started the server ends, and coul
 
     with MariaDB() as server:
         engine = create_engine(server.url(server.create()))
+
+`settings` are the server's own, by name; `environment` is what it finds in its environment besides ours.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,9 +124,18 @@ class PrivateServer(Server, ABC):
 
     stop_signal: ClassVar[signal.Signals]
 
-    def __init__(self, kind: str, admin: URL, system_user: str) -> None:
+    def __init__(
+        self,
+        kind: str,
+        admin: URL,
+        system_user: str,
+        settings: Mapping[str, object] | None,
+        environment: Mapping[str, str] | None,
+    ) -> None:
         super().__init__(kind, admin, USER)
         self.pid = 0
+        self.settings = dict(settings or {})
+        self.environment = dict(environment or {})
         self.folder = Path(tempfile.mkdtemp(prefix=f"pyasync-{kind}-"))
         self.data = self.folder / "data"
         self._log = self.folder / guardian.LOG
@@ -163,6 +174,12 @@ class PrivateServer(Server, ABC):
             self._guardian.communicate("stop", timeout=2 * guardian.PATIENCE)
             self._guardian = None
 
+    def end(self, signal_number: int) -> None:
+        """End the server in another way, and wait until it has ended; `start` brings it back."""
+        os.kill(self.pid, signal_number)
+        until(lambda: not self._runs(), 2 * guardian.PATIENCE, f"the end of {self.kind}")
+        self.stop()
+
     def written(self) -> int:
         return self._log.stat().st_size
 
@@ -193,7 +210,9 @@ class PrivateServer(Server, ABC):
         return self._runs()
 
     def _launch(self, admin: URL) -> None:
-        watched = [self.folder, self._uid, self._gid, int(self.stop_signal), *self._command(admin.port or 0)]
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        command = ["env", *variables, *self._command(admin.port or 0)]
+        watched = [self.folder, self._uid, self._gid, int(self.stop_signal), *command]
         self._guardian = subprocess.Popen(
             [sys.executable, guardian.__file__, *map(str, watched)],
             stdin=subprocess.PIPE,
@@ -224,16 +243,26 @@ class PostgreSQL(PrivateServer):
 
     stop_signal = signal.SIGINT  # "fast": do not wait for clients to leave
 
-    def __init__(self, programs: Path | None = None) -> None:
+    def __init__(
+        self,
+        programs: Path | None = None,
+        *,
+        settings: Mapping[str, object] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._programs = programs or postgresql_programs()
         admin = URL.create("postgresql+psycopg", "postgres", host=HOST, database="postgres")
-        super().__init__("postgresql", admin, "postgres")
+        super().__init__("postgresql", admin, "postgres", settings, environment)
 
     def _initialize(self) -> None:
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self._run(self._program("initdb"), f"--pgdata={self.data}", *options)
+
+    def _program(self, name: str) -> Path:
+        """One of its programs, where its user may run it."""
         if not _is_open_to_all(self._programs):
             self._programs = _copy_bundled(self._programs, self.folder / "programs")
-        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
-        self._run(self._programs / "initdb", f"--pgdata={self.data}", *options)
+        return self._programs / name
 
     def _command(self, port: int) -> list[str | Path]:
         settings = {
@@ -242,6 +271,7 @@ class PostgreSQL(PrivateServer):
             "unix_socket_directories": "",
             "max_connections": 200,
             "log_checkpoints": "off",  # DROP DATABASE makes one each time
+            **self.settings,
         }
         return [self._programs / "postgres", "-D", self.data, *(f"--{name}={settings[name]}" for name in settings)]
 
@@ -298,12 +328,14 @@ class MariaDB(PrivateServer):
 
     stop_signal = signal.SIGTERM
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, settings: Mapping[str, object] | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._install, self._server = mariadb_programs()
         # Without ssl_disabled, PyMySQL reads all certificates of the system for each connection: 70 ms.
         query = {"charset": "utf8mb4", "ssl_disabled": "true"}
         admin = URL.create("mysql+pymysql", "root", host=HOST, query=query)
-        super().__init__("mariadb", admin, "mysql")
+        super().__init__("mariadb", admin, "mysql", settings, environment)
 
     def _initialize(self) -> None:
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
@@ -313,7 +345,8 @@ class MariaDB(PrivateServer):
         files = [f"--datadir={self.data}", f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid"]
         # A server that starts removes the temporary files of others in a folder that it shares with them.
         files.append(f"--tmpdir={self.folder}")
-        return [self._server, "--no-defaults", *files, f"--bind-address={HOST}", f"--port={port}"]
+        settings = [f"--{name}={value}" for name, value in self.settings.items()]
+        return [self._server, "--no-defaults", *files, f"--bind-address={HOST}", f"--port={port}", *settings]
 
     def _data_folder(self, connection: Connection) -> str:
         return str(connection.scalar(text("SELECT @@datadir")))

@@ -110,13 +110,22 @@ def test_a_server_keeps_port_and_data_over_a_restart(server: PrivateServer) -> N
 
 
 def test_a_server_that_was_killed_can_be_started_again(server: PrivateServer) -> None:
-    os.kill(server.pid, signal.SIGKILL)
-    server.stop()
+    server.end(signal.SIGKILL)
 
     server.start()
 
     with server.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
+
+
+def test_a_server_has_settings_and_variables_of_its_own() -> None:
+    settings, environment = {"max_connections": 17}, {"OF_ITS_OWN": "a variable"}
+    with PostgreSQL(settings=settings, environment=environment) as server, server.connect() as connection:
+        connection.execute(text("CREATE TABLE variable (content TEXT)"))
+        connection.execute(text("COPY variable FROM PROGRAM 'printenv OF_ITS_OWN'"))
+
+        assert connection.scalar(text("SELECT content FROM variable")) == "a variable"
+        assert connection.scalar(text("SHOW max_connections")) == "17"
 
 
 def test_a_port_that_somebody_else_took_is_left_to_them(

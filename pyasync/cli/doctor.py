@@ -91,6 +91,7 @@ def _findings(client: Client) -> Iterator[Finding]:
     yield Finding(Level.OK, "database", f"{where} answered in {took * 1000:.0f} ms, connecting included")
     yield from server_findings(inspected(client, checks.server))
     yield from _clock(client)
+    yield from _lockout(client)
     yield from _tables(client)
 
 
@@ -172,6 +173,14 @@ def _expected(server: Server, name: str, wanted: set[str], level: Level, reason:
     if found in wanted:
         return Finding(Level.OK, "server", f"{name} is {found}")
     return Finding(level, "server", f"{name} is {found}, not {' or '.join(sorted(wanted))}: {reason}")
+
+
+def _lockout(client: Client) -> Iterator[Finding]:
+    found = inspected(client, checks.lockout)
+    if found is not None:
+        who = "another process" if found.pid is None else f"process {found.pid}"
+        text = f"{who} is inside a transaction and does not go on, so nobody else can write: let it go on, or end it"
+        yield Finding(Level.FAIL, "database", text)
 
 
 def _clock(client: Client) -> Iterator[Finding]:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from pyasync.domain.report import as_report
-from pyasync.errors import ClaimLost, DatabaseUnavailable
+from pyasync.errors import BadArgument, ClaimLost, DatabaseUnavailable
 from pyasync.runtime.endings import Endings
 from pyasync.runtime.runs import Execution, Runs
 from pyasync.store import writes
-from pyasync.store.database import Database
+from pyasync.store.database import PATIENCE, Database
 from pyasync.store.places import Places
 from pyasync.store.writes import Fate, Write, Written
 
 FIRST_DELAY, LONGEST_DELAY = 0.02, 1.0
+TRIES = 3
+"""How often `work` is begun at least before an error that should go away by itself is shown."""
 
 
 class _Refused(Exception):
@@ -24,6 +26,22 @@ class _Refused(Exception):
     def __init__(self, written: Written) -> None:
         super().__init__(written)
         self.written = written
+
+
+class _Tries:
+    """Counts the times that `work` was begun in vain, one after the other, while the database answered."""
+
+    def __init__(self) -> None:
+        self._begun: list[float] = []
+
+    def begin(self) -> None:
+        self._begun.append(time.monotonic())
+
+    def forget(self) -> None:
+        self._begun.clear()
+
+    def in_vain(self) -> bool:
+        return len(self._begun) >= TRIES and time.monotonic() - self._begun[0] >= PATIENCE
 
 
 class Commits:
@@ -61,31 +79,65 @@ class Commits:
     def _until_known(self, execution: Execution, write: Write, work: Callable[[Any], Any]) -> tuple[Any, Written]:
         delay = FIRST_DELAY
         doubtful: list[Any] = []  # what `work` returned each time that its transaction may have been stored
+        tries = _Tries()
         while not execution.let_go:
             try:
                 if doubtful and (known := self._known(write)):
                     return doubtful[-1], known
-                return self._once(write, work, doubtful)
+                return self._once(write, work, doubtful, tries)
             except _Refused as refused:
                 doubtful.pop()
                 if refused.written.fate is not Fate.UNSTORED:
                     return _of_an_earlier_time(refused.written, doubtful)
             except Exception as error:
-                if not (self._database.is_transient(error) or isinstance(error, DatabaseUnavailable)):
-                    raise
+                if known := self._looked_up(write, error, tries):
+                    return _of_an_earlier_time(known, doubtful)
             time.sleep(delay)
             delay = min(LONGEST_DELAY, delay * 2)
         raise ClaimLost(execution.claim.task_id)
 
-    def _once(self, write: Write, work: Callable[[Any], Any], doubtful: list[Any]) -> tuple[Any, Written]:
+    def _looked_up(self, write: Write, error: Exception, tries: _Tries) -> Written | None:
+        """Find out what became of a write whose transaction failed: what `work` ran into may be the task's new owner.
+
+        Raises what does not go away by itself: at once, or after some tries in vain while the database answers.
+        """
+        passes = self._database.is_transient(error) or isinstance(error, DatabaseUnavailable)
+        try:
+            known, answers = self._known(write), True
+        except Exception:
+            known, answers = None, False
+        if known is None and not passes:
+            raise error
+        if not answers or self._database.refuses_writes(error):
+            tries.forget()  # an outage is waited out, however long
+        elif known is None and tries.in_vain():
+            raise self._in_vain(error) from error
+        return known
+
+    def _in_vain(self, error: Exception) -> Exception:
+        if not self._database.is_broken(error):
+            return error
+        bounds = self._endings.settings
+        return BadArgument(
+            f"the database ended the session of work {TRIES} times, and answers others: work may not pause for longer "
+            f"than lease ({bounds.lease:g} s) between two statements, none of which may take longer than "
+            f"database_timeout ({bounds.database_timeout:g} s) or be larger than max_allowed_packet; do what takes "
+            "long before run.commit, or raise these settings"
+        )
+
+    def _once(
+        self, write: Write, work: Callable[[Any], Any], doubtful: list[Any], tries: _Tries
+    ) -> tuple[Any, Written]:
         with self._places, self._database.guarded() as tx:
-            doubtful.append(work(tx.connection))
+            tries.begin()
+            value = work(tx.connection)
             self._database.check(tx)
+            doubtful.append(value)
             written = writes.write(tx, [write])[0]
             # What was found by reading was not stored by this transaction: with its effects, they would be there twice.
             if written.fate is not Fate.STORED or written.read:
                 raise _Refused(written)
-        return doubtful[-1], written
+        return value, written
 
     def _known(self, write: Write) -> Written | None:
         """Read back before `work` is called again: the COMMIT whose reply was lost may have been stored."""
@@ -94,6 +146,9 @@ class Commits:
         return None if written.fate is Fate.UNSTORED else written
 
     def _note(self, execution: Execution, write: Write, written: Written) -> None:
+        if written.fate is Fate.BEHIND:
+            execution.behind = True
+            raise ClaimLost(execution.claim.task_id)
         if written.fate is not Fate.STORED:
             self._lost(execution)
             raise ClaimLost(execution.claim.task_id)

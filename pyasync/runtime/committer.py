@@ -16,23 +16,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from pyasync.domain.failures import ERROR, appended, failure
 from pyasync.domain.states import Event, Mark
 from pyasync.ids import new_fence
 from pyasync.runtime.claimer import Claimer, Round
+from pyasync.runtime.endings import Endings, Raised, Stopped
 from pyasync.runtime.runs import Execution, Runs
 from pyasync.runtime.service import Service
 from pyasync.store import claims, writes
 from pyasync.store.database import Database, Tx
+from pyasync.store.dialects import too_large
 from pyasync.store.writes import Fate, Write, Written
 
 log = logging.getLogger("pyasync.runtime")
 
 GROUP_ROWS = 1_000
 GROUP_SIZE = 2_000_000
-"""Characters of a group: a quarter of MariaDB's smallest default packet, above which it looks like a lost
-connection.
-"""
+"""Characters of a group; what is larger goes alone. Escaped, it fits into MariaDB's default packet."""
+
+STRIKES = 3
+"""How often a write that goes alone may break its connection, while the database answers otherwise."""
 
 LOCKED_DELAY = 0.02
 """Seconds after which a report whose row was locked is sent again."""
@@ -49,6 +51,7 @@ class Item:
     reply: Reply | None = None
     forced: bool = False
     tries: int = 0
+    strikes: int = 0
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Committer(Service):
         database: Database,
         runs: Runs,
         claimer: Claimer,
+        endings: Endings,
         node_id: Callable[[], UUID],
         launch: Callable[[list[Execution]], None],
         stop: Callable[[Execution, str], None],
@@ -82,6 +86,7 @@ class Committer(Service):
         self._database = database
         self._runs = runs
         self._claimer = claimer
+        self._endings = endings
         self._node_id = node_id
         self._launch = launch
         self._stop_run = stop
@@ -147,9 +152,11 @@ class Committer(Service):
             self._later = [(at, item) for at, item in self._later if at > now]
         group: list[Item] = []
         size = 0
-        while self._items and len(group) < GROUP_ROWS and size < GROUP_SIZE:
+        while self._items and len(group) < GROUP_ROWS:
+            size += self._items[0].write.size
+            if group and size > GROUP_SIZE:
+                break
             group.append(self._items.popleft())
-            size += group[-1].write.size
         return group
 
     def _round(self, tx: Tx, group: Sequence[Item], claiming: bool) -> Stored:
@@ -193,7 +200,6 @@ class Committer(Service):
 
     def _answer(self, item: Item, written: Written) -> tuple[Reply, Any] | None:
         """Note what became of a write; return the reply to give, if any."""
-        execution = item.execution
         if written.fate is Fate.UNSTORED:
             self._send_again(item)
             return None
@@ -201,10 +207,20 @@ class Committer(Service):
             self._stored(item, written)
         elif written.fate is Fate.LOST:
             self._lost(item)
-        elif item.write.event is not None:  # the database went back in time, after the run had ended: end it again
-            self._items.append(replace(item, write=replace(item.write, claim=execution.claim.after(written.seq))))
+        elif item.write.event is not None:
+            self._end_again(item, written)
             return None
         return None if item.reply is None else (item.reply, written)
+
+    def _end_again(self, item: Item, written: Written) -> None:
+        """End a run in a database that went back in time: a task does not finish without what that lost, it is let go
+        of, to begin again from its row.
+        """
+        write = item.write
+        if write.event is Event.TASK_FINISHED:
+            log.error("the database went back in time: the task is let go of", extra=facts(item.execution))
+            write = self._endings.ending(item.execution, Stopped())
+        self._items.append(replace(item, write=replace(write, claim=item.execution.claim.after(written.seq))))
 
     def _stored(self, item: Item, written: Written) -> None:
         execution = item.execution
@@ -236,11 +252,27 @@ class Committer(Service):
     def _failed(self, group: Sequence[Item], error: BaseException) -> None:
         """Put a group back that was not stored, or may not have been; a permanent error is looked for one by one."""
         self._claimer.settle(None)
-        if self._database.is_transient(error) or not group:
+        if group and not self._database.is_transient(error):
+            for item in group:
+                self._store_alone(item)
+        elif group and group[0].write.size > GROUP_SIZE:
+            self._strike(group[0], error)
+        else:
             self._items.extendleft(reversed(group))
-            return
-        for item in group:
-            self._store_alone(item)
+
+    def _strike(self, item: Item, error: BaseException) -> None:
+        """Send a large write again, unless it is what breaks its connection each time."""
+        try:
+            written = self._database.once(writes.read_back, item.write)
+        except Exception:  # the database is away: that is none of its doing
+            written = Written(Fate.UNSTORED)
+        else:
+            item.strikes += self._database.is_broken(error)
+        if item.strikes >= STRIKES and written.fate is Fate.UNSTORED:
+            limit = f"it broke the connection {STRIKES} times"
+            self._give_up(item, too_large(f"a report of {item.write.size} characters", limit))
+        elif (reply := self._answer(item, written)) is not None:
+            self._soon(self._deliver, [reply], [])
 
     def _store_alone(self, item: Item) -> None:
         try:
@@ -249,24 +281,18 @@ class Committer(Service):
             if self._database.is_transient(error):
                 self._items.append(item)
                 return
-            log.exception("a write cannot be stored", extra=facts(item.execution))
             self._give_up(item, error)
 
     def _give_up(self, item: Item, error: Exception) -> None:
+        log.error("a write cannot be stored", extra=facts(item.execution), exc_info=error)
         if item.write.event is None:
             if item.reply is not None:
                 self._soon(item.reply, error)
         elif item.write.result is not None or item.write.context is not None or item.write.message is not None:
-            self._items.append(replace(item, write=_unstorable(item, error)))
+            ending = self._endings.ending(item.execution, Raised(error))
+            self._items.append(replace(item, write=replace(ending, claim=item.write.claim), strikes=0))
         else:
             self._runs.ended(item.execution)  # reconciliation lets go of it
-
-
-def _unstorable(item: Item, error: Exception) -> Write:
-    """Return the end of a run whose own end the database does not take."""
-    row = item.execution.row
-    entry = failure(ERROR, f"the end of this run could not be stored: {error}", attempt=row.attempt)
-    return Write(claim=item.write.claim, event=Event.TASK_FAILED, errors=writes.dump_errors(appended([], entry)))
 
 
 def facts(execution: Execution) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import sys
 import threading
@@ -35,6 +36,10 @@ CLOSING = 5.0
 
 NO_THREAD_DELAY = 1.0
 """Seconds for which a sync task is given back by a process that cannot have another thread."""
+
+
+FORKED = 70
+"""The exit code of a child that user code has forked and lets come back."""
 
 
 class Sink(Protocol):
@@ -81,6 +86,7 @@ class Executor:
         self._reload = reload
         self._on_room = on_room
         self._host = _this_task()
+        self._pid = os.getpid()
 
     def launch(self, executions: list[Execution]) -> None:
         """Start runs; call it on the loop."""
@@ -114,6 +120,8 @@ class Executor:
         while not execution.let_go:
             try:
                 outcome = await self._attempt(execution)
+                if execution.behind:
+                    raise _Behind
                 execution.ending = True
                 await _until_quiet(execution)
                 return outcome
@@ -121,6 +129,7 @@ class Executor:
                 return None
             except _Behind:
                 log.error("the database went back in time: the run begins again from its row", extra=facts(execution))
+                execution.behind = False
                 await anyio.to_thread.run_sync(self._reload, execution)
         return None
 
@@ -148,6 +157,7 @@ class Executor:
                 log.info("an attempt failed", extra=facts(execution), exc_info=error)
             return Raised(error)
         finally:
+            _end_if_forked(self._pid)
             if thread is not None:
                 thread.end()
 
@@ -194,6 +204,7 @@ class Executor:
         """Store what a generator yields, and go on only when it is stored."""
         try:
             async for value in generator:
+                _end_if_forked(self._pid)
                 report = as_report(value)
                 if execution.ended:  # by `run.commit`
                     return Returned()
@@ -318,12 +329,14 @@ class _Thread:
         """Call `fn` in the thread; a cancellation leaves the call behind."""
         done = anyio.Event()
         answer: list[tuple[Any, BaseException | None]] = []
+        pid = os.getpid()
 
         def job() -> None:
             try:
                 answer.append((fn(*args, **kwargs), None))
             except BaseException as error:
                 answer.append((None, error))
+            _end_if_forked(pid)
             self._soon(done.set)
 
         self._jobs.put(job)
@@ -341,6 +354,13 @@ class _Thread:
         while (job := self._jobs.get()) is not None:
             job()
         self._on_end()
+
+
+def _end_if_forked(pid: int) -> None:
+    """End a child that comes back from user code: it would take what its parent's loop waits for, or wait for ever."""
+    if os.getpid() != pid:
+        os.write(2, b"pyasync: a process that a task has forked came back from the task's code; end it with os._exit\n")
+        os._exit(FORKED)
 
 
 def _outside_of_loops() -> None:

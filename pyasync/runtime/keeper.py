@@ -43,7 +43,6 @@ class Keeper(Service):
     """
 
     name = "keeper"
-    longest_backoff = 1.0  # within the patience of those who see that its session's lock is free
 
     def __init__(
         self,
@@ -60,6 +59,8 @@ class Keeper(Service):
     ) -> None:
         super().__init__()
         self.node_id = new_id()
+        # Within the patience of those who see that its session's lock is free, and of those who wait for its beat.
+        self.longest_backoff = min(1.0, lease / 6)
         self._database = database
         self._lease = Lease(lease)
         self._name = node_name
@@ -115,12 +116,13 @@ class Keeper(Service):
         now = time.monotonic()
         if self._line is None or now >= self._next_beat:
             self._beat()
-            self._next_beat = time.monotonic() + self._lease.beat_interval
+            # From when it was sent, which is what the lease counts from: over a slow link, a beat takes its time.
+            self._next_beat = now + self._lease.beat_interval
         return max(0.0, self._next_beat - time.monotonic())
 
     def join(self) -> None:
         """Join the system, or raise why that cannot be."""
-        self._beat()
+        self._database.patiently(self._beat)
         self._next_beat = time.monotonic() + self._lease.beat_interval
 
     def leave(self) -> None:
@@ -138,7 +140,9 @@ class Keeper(Service):
             line.verify()
             seen = line.run(self._round, line.key)
         except Exception:
-            if line.closed:  # else the session stands, and with it the lock by which others see that we live
+            # Else the session stands, and with it the lock by which others see that we live. One that takes no beat for
+            # so long may lead to a server that has become a standby; another one leads to its successor.
+            if line.closed or not self.trusted:
                 self._drop_line()
             raise
         self._joined = True

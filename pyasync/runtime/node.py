@@ -63,6 +63,7 @@ class Node(Client):
         self.registry = Registry() if registry is None else registry
         self._state = "new"
         self._lock = threading.RLock()
+        self._joining, self._joined = threading.Lock(), False
         self._pid = os.getpid()
         self._hosted, self._host_ended = threading.Event(), threading.Event()
         self._host_error: Exception | None = None
@@ -90,6 +91,7 @@ class Node(Client):
             database=database,
             runs=self._runs,
             claimer=self._claimer,
+            endings=self._endings,
             node_id=lambda: self._keeper.node_id,
             launch=self._launch,
             stop=self._stop_run,
@@ -109,6 +111,7 @@ class Node(Client):
             settings=settings,
             node_id=lambda: self._keeper.node_id,
             session_key=lambda: self._keeper.session_key,
+            beating=lambda: not self._keeper.failing,
             on_released=self._on_released,
         )
         self._commits = Commits(
@@ -134,8 +137,12 @@ class Node(Client):
     async def astart(self) -> Node:
         """Join the system and run tasks on the caller's loop. Raises what keeps it from that."""
         self._begin()
-        self._host_task = _spawn(self._host)
-        await anyio.to_thread.run_sync(self._join)
+        self._host_task = _spawn(self._host, self._host_gone)
+        try:
+            await anyio.to_thread.run_sync(self._join)
+        except BaseException:
+            await self.astop(0.0)
+            raise
         return self
 
     def stop(self, timeout: float | None = None) -> None:
@@ -195,30 +202,36 @@ class Node(Client):
 
     def _join(self) -> None:
         """Join the system once the loop is there, and start the services; undo it all if that fails."""
-        try:
-            self._hosted.wait()
-            if self._host_error is not None:
-                raise self._host_error
-            schema.prepare(self._database, self.settings.migrate)
-            self._claimer.register(self._database)
-            self._keeper.join()
-        except BaseException:
-            self._state = "stopped"
-            self._end_host()
-            self._database.close()
-            raise
-        self.registry.on_change(self._on_change)
-        for service in (self._keeper, self._committer, self._watcher, self._sweeper):
-            service.start()
+        with self._joining:
+            if self._state != "running":  # whoever waited for us was cancelled before we began
+                raise NodeStopped
+            try:
+                self._hosted.wait()
+                if self._host_error is not None:
+                    raise self._host_error
+                schema.prepare(self._database, self.settings.migrate)
+                self._claimer.register(self._database)
+                self._keeper.join()
+            except BaseException:
+                self._state = "stopped"
+                self._end_host()
+                self._database.close()
+                raise
+            self.registry.on_change(self._on_change)
+            for service in (self._keeper, self._committer, self._watcher, self._sweeper):
+                service.start()
+            self._joined = True
 
     def _leave(self, until: float, *, started: bool) -> None:
-        try:
-            if started:
-                self._hand_over(until)
-                self._end_host()
-        finally:
-            self._database.close()
-            self._state = "stopped"
+        with self._joining:  # a start that is under way ends first: it cannot be cancelled
+            try:
+                if self._joined:
+                    self._hand_over(until)
+                if started:
+                    self._end_host()
+            finally:
+                self._database.close()
+                self._state = "stopped"
 
     def _hand_over(self, until: float) -> None:
         """Let every run end or be let go of, store the last writes, and leave: the node's row goes last."""
@@ -227,12 +240,22 @@ class Node(Client):
         self._keeper.beat_soon()
         had_runs = len(self._runs) > 0
         self._stop_all(until)
-        handed_over = self._runs.wait_until_ended(max(0.0, until - time.monotonic()) + LAST_WRITES)
+        last = max(until, time.monotonic()) + LAST_WRITES
+        handed_over = self._runs.wait_until_ended(last - time.monotonic())
         if not handed_over:
             log.error("some runs could not be handed over in time: their leases must run out")
         for service in (self._watcher, self._sweeper, self._committer, self._keeper):
-            service.stop(LAST_WRITES)
-        if had_runs and handed_over:
+            service.stop(max(0.0, last - time.monotonic()))
+        # In a thread that can be left behind: a server that hangs must not hold the process up.
+        leaving = threading.Thread(target=self._say_goodbye, args=(had_runs and handed_over,), daemon=True)
+        leaving.name = "pyasync-leave"
+        leaving.start()
+        leaving.join(LAST_WRITES)
+        if leaving.is_alive():
+            log.error("the database does not answer: the node's lease must run out")
+
+    def _say_goodbye(self, tell: bool) -> None:
+        if tell:
             self._hints.send(hints.RUN)  # others need not wait for their next poll
         try:
             self._keeper.leave()
@@ -262,12 +285,16 @@ class Node(Client):
             if self._hosted.is_set():
                 log.exception("the node's loop failed: it stops")
         finally:
-            self._host_ended.set()
-            if not self._hosted.is_set():
-                self._host_error = self._host_error or RuntimeError("the node's loop ended before the node had started")
-                self._hosted.set()
-            elif self._state == "running":  # the host's loop ends without having stopped us
+            if self._hosted.is_set() and self._state == "running":  # the host's loop ends without having stopped us
                 threading.Thread(target=self.stop, args=(0.0,), name="pyasync-stop").start()
+            self._host_gone()
+
+    def _host_gone(self) -> None:
+        """Note that the loop, or what was to run on it, has ended."""
+        self._host_ended.set()
+        if not self._hosted.is_set():
+            self._host_error = self._host_error or RuntimeError("the node's loop ended before the node had started")
+            self._hosted.set()
 
     def _make_executor(self, group: Any, resources: Any) -> Executor:
         return Executor(
@@ -283,6 +310,7 @@ class Node(Client):
         )
 
     def _end_host(self) -> None:
+        self._hosted.wait()
         if not self._host_ended.is_set():
             self._inbox.close()
             self._host_ended.wait(LAST_WRITES)
@@ -426,7 +454,7 @@ class Health:
     node_id: UUID
 
 
-def _spawn(host: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+def _spawn(host: Callable[[], Coroutine[Any, Any, None]], ended: Callable[[], None]) -> Any:
     """Run the host in the background of the caller's loop, so that start and stop may come from different tasks of it.
 
     Returns the task, to be kept: asyncio itself keeps weak references only.
@@ -434,7 +462,9 @@ def _spawn(host: Callable[[], Coroutine[Any, Any, None]]) -> Any:
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():
         return trio.lowlevel.spawn_system_task(host)
-    return asyncio.get_running_loop().create_task(host())
+    task = asyncio.get_running_loop().create_task(host())
+    task.add_done_callback(lambda _: ended())  # one that is cancelled before it begins runs no code of its own
+    return task
 
 
 @asynccontextmanager

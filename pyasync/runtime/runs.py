@@ -45,6 +45,8 @@ class Execution:
     """It was cancelled: it did not stop in time."""
     bodies: int = 1
     """How many coroutines and threads still work on it: a slot is free when both this is 0 and it has ended."""
+    behind: bool = False
+    """The database went back in time: once user code has ended, the run begins again from the row."""
     misses: int = 0
     """In how many beats in a row the database did not know of it."""
     cancel: Any = None

@@ -31,6 +31,11 @@ class Service:
         """Do one round; return in how many seconds the next one is due."""
         raise NotImplementedError
 
+    @property
+    def failing(self) -> bool:
+        """Whether its last round failed."""
+        return self._failures > 0
+
     def start(self) -> None:
         """Start the thread; starting twice does nothing."""
         if self._thread is None:

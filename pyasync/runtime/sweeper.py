@@ -27,7 +27,7 @@ log = logging.getLogger("pyasync.runtime")
 class Sweeper(Service):
     """Judges the other nodes by its own monotonic clock, declares them lost by compare-and-set, and takes over.
 
-    `on_released` is called when tasks became claimable.
+    `beating` says whether this node's own beats are stored, `on_released` is called when tasks became claimable.
     """
 
     name = "sweeper"
@@ -39,10 +39,12 @@ class Sweeper(Service):
         settings: Settings,
         node_id: Callable[[], UUID],
         session_key: Callable[[], str | None],
+        beating: Callable[[], bool],
         on_released: Callable[[], None],
     ) -> None:
         super().__init__()
         self._session_key = session_key
+        self._beating = beating
         self._probe = Probe(database, deadline=max(1.0, settings.lease / 3))
         self._suspicions = Suspicions()
         self._watched: list[UUID] = []
@@ -111,12 +113,20 @@ class Sweeper(Service):
 
     def _judge(self) -> None:
         """Read the others' counters and locks, and declare those lost that are."""
+        if not self._beating():
+            self._forget()
+            return
         asked = time.monotonic()
         self._peers = {peer.id: peer for peer in self._database.single(nodes.peers, self._node_id())}
         for peer in self._out_of_lease(asked):
             self._declare(peer, "its lease ran out")
         for peer in self._out_of_sight(asked):
             self._declare(peer, "its connection ended")
+
+    def _forget(self) -> None:
+        """Begin anew: while the database takes no writes (a standby, a full disk), all are silent who live."""
+        self._observations, self._suspicions = {}, Suspicions()
+        self._probe.close()
 
     def _out_of_lease(self, now: float) -> list[Peer]:
         """Return the nodes whose counter stood still for their own lease, under our eyes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -107,6 +108,51 @@ def _number(version: str) -> tuple[int, ...]:
     """Return the numbers a version begins with: `10.11.6-MariaDB-log` is (10, 11, 6)."""
     digits = version.partition(" ")[0].partition("-")[0].split(".")
     return tuple(int(each) for each in digits if each.isdigit())
+
+
+# --- SQLite's one writer
+
+LOCKOUT = 2.0
+"""Seconds for which no transaction of ours lasts: who waits longer waits for somebody who does not go on."""
+_WRITE_LOCK = 120
+"""The byte of the -shm file that a SQLite process locks while it writes: see "WAL-mode File Format"."""
+
+
+@dataclass(frozen=True)
+class Lockout:
+    """Nobody else could write for LOCKOUT seconds; `pid` is the process that can, where the system tells."""
+
+    pid: int | None
+
+
+def lockout(tx: Tx) -> Lockout | None:
+    """Return who keeps everybody else from writing, if somebody does. A server ends such sessions itself."""
+    if not tx.dialect.embedded:
+        return None
+    was = _scalar(tx, "pragma busy_timeout")
+    tx.connection.exec_driver_sql(f"pragma busy_timeout = {LOCKOUT * 1000:.0f}")
+    try:
+        tx.connection.exec_driver_sql("begin immediate")
+        tx.connection.exec_driver_sql("rollback")
+    except exc.OperationalError as error:
+        if not tx.dialect.is_transient(original(error)):  # it is read only, say
+            return None
+        return Lockout(_writer(Path(str(tx.connection.engine.url.database) + "-shm")))
+    finally:
+        tx.connection.exec_driver_sql(f"pragma busy_timeout = {was}")
+    return None
+
+
+def _writer(shared: Path) -> int | None:
+    # Linux's list, since to open the file and close it again would drop the locks that we hold on it ourselves.
+    with suppress(OSError):
+        inode = str(shared.stat().st_ino)
+        for line in Path("/proc/locks").read_text().splitlines():
+            match line.split():
+                case [_, "POSIX", _, "WRITE", pid, place, first, last] if place.split(":")[-1] == inode:
+                    if int(first) <= _WRITE_LOCK and (last == "EOF" or int(last) >= _WRITE_LOCK):
+                        return int(pid)
+    return None
 
 
 # --- nodes

@@ -6,10 +6,10 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, event, exc
+from sqlalchemy import Connection, Engine, Executable, NullPool, Pool, QueuePool, create_engine, event, exc
 from sqlalchemy.engine import CursorResult, make_url
 from sqlalchemy.engine.url import URL
 
@@ -76,6 +76,7 @@ class Database:
         self._places = Places(connections)
         self._pid = os.getpid()
         self._survives_fork = survives_fork
+        self._closed = False
         self._failures: dict[Connection, list[BaseException | None]] = {}  # None: here begins a savepoint
         event.listen(self.engine, "connect", self._prepare)
         event.listen(self.engine, "handle_error", self._note_failure)
@@ -90,7 +91,7 @@ class Database:
 
         Raises DatabaseUnavailable if it could not be reached in that time.
         """
-        return self._again(PATIENCE, self.transaction, lambda tx: fn(tx, *args, **kwargs))
+        return self.patiently(lambda: self.once(fn, *args, **kwargs))
 
     def once(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn(tx, ...)` in a transaction of its own and commit; whatever goes wrong is the caller's."""
@@ -99,19 +100,22 @@ class Database:
 
     def single(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn(tx, ...)`, each of whose statements stands alone: it saves the round trips of a transaction."""
-        return self._again(PATIENCE, self.autocommit, lambda tx: fn(tx, *args, **kwargs))
+        return self.patiently(lambda: self.attempt_single(fn, *args, **kwargs))
 
     def attempt_single(self, fn: Callable[Concatenate[Tx, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn(tx, ...)` as `single` does, but once; whatever goes wrong is the caller's."""
         with self.autocommit() as tx:
             return fn(tx, *args, **kwargs)
 
-    def _again(self, patience: float, opener: Callable[[], AbstractContextManager[Tx]], fn: Callable[[Tx], R]) -> R:
-        until, delay = time.monotonic() + patience, FIRST_DELAY
+    def patiently(self, attempt: Callable[[], R]) -> R:
+        """Call `attempt`; transient errors call it again for a few seconds.
+
+        Raises DatabaseUnavailable if the database could not be reached in that time.
+        """
+        until, delay = time.monotonic() + PATIENCE, FIRST_DELAY
         while True:
             try:
-                with opener() as tx:
-                    return fn(tx)
+                return attempt()
             except Exception as error:
                 refused = _at_connecting(error)
                 if not refused and not self.is_transient(error):
@@ -144,10 +148,16 @@ class Database:
         would commit half after a deadlock or a lock timeout.
         """
         with self.transaction() as tx:
-            self._failures[tx.connection] = []
+            failures: list[BaseException | None] = []
+            self._failures[tx.connection] = failures
             try:
                 yield tx
                 self.check(tx)
+            except exc.DBAPIError:
+                # A savepoint that went along cannot be gone back to: that error hides the one that can be repeated.
+                for failure in self._undone(failures):
+                    raise self._doomed(failure) from failure
+                raise
             finally:
                 del self._failures[tx.connection]
 
@@ -182,8 +192,18 @@ class Database:
             return error.connection_invalidated or self.dialect.is_transient(original(error))
         return isinstance(error, exc.TimeoutError) or (_of_driver(error) and self.dialect.is_transient(error))
 
+    def is_broken(self, error: BaseException) -> bool:
+        """Tell whether an error has ended its session with the database."""
+        return isinstance(error, exc.DBAPIError) and error.connection_invalidated
+
+    def refuses_writes(self, error: BaseException) -> bool:
+        """Tell whether the database takes nobody's writes for now, though it may answer questions."""
+        cause = error.__cause__ if isinstance(error, TransactionDoomed) else original(error)
+        return cause is not None and _of_driver(cause) and self.dialect.refuses_writes(cause)
+
     def close(self) -> None:
         """Close the pool's connections, and take our listener off the dialect, which an engine of the host's shares."""
+        self._closed = True
         self.engine.dispose()
         if event.contains(self.engine, "handle_error", self._note_failure):
             event.remove(self.engine, "handle_error", self._note_failure)
@@ -196,6 +216,8 @@ class Database:
         failures = self._failures.get(context.connection)
         if failures is not None:
             failures.append(context.original_exception)
+        if context.engine is self.engine and self.dialect.refuses_writes(context.original_exception):
+            context.is_disconnect = True  # the next connection may lead to a server that takes writes
 
     def _note_savepoint(self, connection: Connection, *_: object) -> None:
         if connection in self._failures:
@@ -210,7 +232,12 @@ class Database:
         """Forget what failed since the savepoint that user code goes back to; if that fails, it is noted, too."""
         failures = self._failures.get(connection, [])
         if None in failures:
-            del failures[_last_savepoint(failures) :]
+            last = _last_savepoint(failures)
+            failures[last:] = self._undone(failures[last:])
+
+    def _undone(self, failures: list[BaseException | None]) -> list[BaseException]:
+        """Return the failures that have undone the whole transaction."""
+        return [failure for failure in failures if failure is not None and self.dialect.undoes_all(failure)]
 
     def _refuse_commit(self, connection: Connection) -> None:
         if connection not in self._failures:
@@ -230,7 +257,11 @@ class Database:
         if self._pid != os.getpid():
             self._forked()
         with self._places, self.engine.connect() as connection:
-            yield connection
+            try:
+                yield connection
+            finally:
+                if self._closed:  # whoever hung when we were closed: nobody closes the pool a second time
+                    connection.invalidate()
 
     def _forked(self) -> None:
         """Refuse to share the parent's sockets; what only creates and queries opens connections of its own."""
@@ -276,7 +307,26 @@ def _engine_beside(engine: Engine, connections: int) -> Engine:
     name = dialect_for(engine.dialect.name).name
     if engine.dialect.is_async or engine.dialect.driver != DRIVERS[name]:
         return _engine_from(engine.url, connections)
-    return Engine(engine.pool.recreate(), engine.dialect, engine.url, hide_parameters=True)
+    return Engine(_pool_beside(engine.pool, connections), engine.dialect, engine.url, hide_parameters=True)
+
+
+def _pool_beside(pool: Any, connections: int) -> Pool:
+    """Return a pool as the host's, but of our size: from a pool of one, `work` would have all that its verbs wait for.
+
+    A host that pools nothing has its reasons.
+    """
+    if isinstance(pool, NullPool):
+        return pool.recreate()
+    return QueuePool(
+        pool._creator,
+        pool_size=connections,
+        max_overflow=1,
+        recycle=pool._recycle,
+        pre_ping=pool._pre_ping,
+        reset_on_return=pool._reset_on_return,
+        dialect=pool._dialect,
+        _dispatch=pool.dispatch,
+    )
 
 
 def _engine_from(url: URL, connections: int) -> Engine:
@@ -292,6 +342,8 @@ def _engine_from(url: URL, connections: int) -> Engine:
     arguments: dict[str, Any] = {} if name == "sqlite" else {"connect_timeout": CONNECT_TIMEOUT}
     if name == "sqlite":
         arguments["check_same_thread"] = False
+    if name == "mysql":  # its own limit ends before the server has said a word; `prepare` sets those of statements
+        arguments |= {"read_timeout": CONNECT_TIMEOUT, "write_timeout": CONNECT_TIMEOUT}
     if name == "mysql" and "charset" not in url.query:
         ours = ours.update_query_dict({"charset": "utf8mb4"})
     return create_engine(

@@ -118,6 +118,14 @@ class Dialect:
         """Tell by its code whether an error of the driver goes away by itself."""
         raise NotImplementedError
 
+    def undoes_all(self, error: BaseException) -> bool:
+        """Tell whether an error has undone its whole transaction, and left the session to begin another one."""
+        return False
+
+    def refuses_writes(self, error: BaseException) -> bool:
+        """Tell whether the database takes nobody's writes: it has become a standby, or its disk is full."""
+        raise NotImplementedError
+
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         """Run a batch; return the ids of the rows that were written, with the columns `batch.wanted`."""
         raise NotImplementedError
@@ -192,6 +200,9 @@ class PostgreSQL(Dialect):
             return type(error).__name__ in ("OperationalError", "InterfaceError", "ConnectionTimeout", "AdminShutdown")
         return str(code).startswith(self._transient)
 
+    def refuses_writes(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) in ("25006", "53100")
+
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
         found = connection.exec_driver_sql(sql, (_document(rows, str),))
@@ -252,6 +263,8 @@ class MySQL(Dialect):
         cursor.execute("set session transaction isolation level read committed")
         cursor.execute(f"set session innodb_lock_wait_timeout = {max(1, int(deadline / 2))}, time_zone = '+00:00'")
         cursor.execute("set session sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION,ERROR_FOR_DIVISION_BY_ZERO'")
+        cursor.execute("select @@max_allowed_packet")
+        dbapi.query = partial(_sized_query, dbapi, cursor.fetchone()[0])
         cursor.execute("show variables like 'idle_transaction_timeout'")
         if cursor.fetchone():  # MariaDB; its limit for writing ones leaves out those that have only locked so far
             cursor.execute(f"set session idle_transaction_timeout = {max(1, int(idle))}")
@@ -273,6 +286,12 @@ class MySQL(Dialect):
         if code in (0, "(0, '')") and type(error).__name__ == "InterfaceError":  # PyMySQL: used after it was closed
             return True
         return code in self._transient
+
+    def undoes_all(self, error: BaseException) -> bool:
+        return bool(error.args) and error.args[0] == 1213
+
+    def refuses_writes(self, error: BaseException) -> bool:
+        return bool(error.args) and error.args[0] in (1021, 1114, 1290, 1836)
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         lock, change = batch.rendered.get(self.name) or self._rendered(connection, batch)
@@ -349,6 +368,9 @@ class SQLite(Dialect):
             self._protocol,
         )
 
+    def refuses_writes(self, error: BaseException) -> bool:
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == self._full
+
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
         execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
@@ -412,6 +434,22 @@ def _bounded(dbapi: Any, gen: Generator[Any, Any, Any], until: float) -> Generat
             state = gen.send(ready)
     except StopIteration as end:
         return end.value
+
+
+def _sized_query(dbapi: Any, limit: int, sql: str | bytes, unbuffered: bool = False) -> Any:
+    """Query as PyMySQL does, but refuse what the server would answer by breaking the connection."""
+    packet = sql.encode(dbapi.encoding) if isinstance(sql, str) else sql
+    if len(packet) + 1 >= limit:
+        raise too_large(f"a statement of {len(packet)} bytes", f"the server's max_allowed_packet is {limit}")
+    return type(dbapi).query(dbapi, packet, unbuffered)
+
+
+def too_large(what: str, limit: str) -> BadArgument:
+    """Return the error of a write that the database does not take."""
+    return BadArgument(
+        f"{what} is too large for this database ({limit}): keep the data elsewhere and a reference to it here, "
+        "lower the setting max_context_bytes, or raise max_allowed_packet"
+    )
 
 
 def _document(rows: Sequence[Row], text: Callable[[UUID], str]) -> str:

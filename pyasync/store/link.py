@@ -68,7 +68,14 @@ class Link:
             # Whoever interrupts an exchange leaves an answer behind that the next statement would take for its own.
             if self._connection.invalidated or not isinstance(error, Exception):
                 self.close()
+            else:
+                self._roll_back()
             raise
+
+    def _roll_back(self) -> None:
+        """End the transaction that a COMMIT may leave open when it fails: on SQLite, it locks everybody else out."""
+        with suppress(self.Error):
+            self._connection.dialect.do_rollback(self._connection.connection)
 
     def check(self) -> None:
         """Raise LineLost if the session has ended, ForkedProcess if it is our parent's."""

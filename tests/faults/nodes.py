@@ -96,8 +96,14 @@ class NodeProcess:
 
     def terminate(self) -> int:
         """End it by SIGTERM, and return its exit code."""
-        self._signal(signal.SIGTERM)
+        self.ask_to_stop()
         return self.wait()
+
+    def ask_to_stop(self, number: signal.Signals = signal.SIGTERM) -> float:
+        """Send it a signal; return when, by the monotonic clock, that was."""
+        at = time.monotonic()
+        self._signal(number)
+        return at
 
     def stop(self) -> None:
         """Let it do nothing at all until `go_on`, in the middle of whatever it did."""
@@ -111,6 +117,12 @@ class NodeProcess:
             self.go_on()
             until(self._cluster.can_write, what="the stopped node to let go of the database")
             self.stop()
+
+    def stop_inside_a_transaction(self) -> float:
+        """Stop it between storing reports and the commit; it must have tasks that report. Return when it had."""
+        self._signal(signal.SIGUSR1)
+        self._cluster.nursery.wait_until_stopped(self.pid)
+        return time.monotonic()
 
     def go_on(self) -> None:
         """Let it go on after a stop."""
@@ -143,6 +155,12 @@ class NodeProcess:
         """Whether it has joined. Fails if it has ended."""
         assert self.alive, f"{self} ended\n{self.text()}"
         return self.row() is not None
+
+    def joined_again(self, was: UUID) -> bool:
+        """Whether it has joined under another id than it had. Fails if it has ended."""
+        assert self.alive, f"{self} ended\n{self.text()}"
+        row = self.row()
+        return row is not None and row.id != was
 
     def text(self) -> str:
         """The end of what it wrote."""

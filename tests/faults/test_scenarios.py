@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from pyasync import Client, Fifo, InvalidTransition, NewTask, Node, State, TaskNotFound
+from tests.faults.effort import Effort
 from tests.faults.worker import expected, product, registry
 from tests.waiting import until
 
@@ -37,10 +38,8 @@ def node(url: str, settings: dict[str, Any]) -> Iterator[Node]:
 
 
 @pytest.fixture
-def seed() -> int:
-    seed = random.randrange(2**32)
-    print("seed", seed)
-    return seed
+def seed(effort: Effort) -> int:
+    return effort.seed
 
 
 def steps(folder: Path, number: int = 20, pause: float = 0.02) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from sqlalchemy import update
 
-from pyasync import NewTask, Node, State
+from pyasync import NewTask, Node
 from pyasync.store.database import Tx
 from tests.faults.checks import Work
 from tests.faults.nodes import Cluster, NodeProcess
@@ -88,31 +87,6 @@ def test_the_others_hear_of_what_is_handed_over_before_they_look(cluster: Cluste
 
     print(f"running elsewhere {took:.2f} s after SIGTERM")
     assert took < SOON
-
-
-@pytest.mark.timeout(120)
-def test_a_task_that_kills_its_nodes_is_found_and_its_neighbours_are_not_blamed(cluster: Cluster) -> None:
-    settings = {"lease": LEASE, "poll_interval": 0.3}
-    innocents = [NewTask(type="innocent", arguments={"n": 1, "pause": 0.4})] * 20
-    poison = NewTask(type="poison", arguments={"pause": 0.1})
-    ids = cluster.client.create_tasks([*innocents[:5], poison, *innocents[5:]])
-    culprit = ids.pop(5)
-    cluster.start_some(2, **settings)
-
-    def done() -> bool:
-        for _ in range(2 - len(cluster.alive())):
-            cluster.start(wait=False, **settings)
-        return all(state in (State.FINISHED, State.FAILED) for state in cluster.client.count_tasks())
-
-    until(done, 90.0, "all tasks to end")
-
-    deaths = Counter(node.code for node in cluster.nodes)[3]
-    print(f"{deaths} nodes died; {[tuple(row) for row in cluster.rows('losses', 'epoch')]}")
-    assert deaths <= 3
-    found = cluster.client.get_task(culprit)
-    assert (found.state, found.errors[-1]["kind"]) == (State.FAILED, "crash loop")
-    for task in cluster.client.get_tasks(ids=ids):
-        assert (task.state, task.result, task.errors) == (State.FINISHED, 1, []), task
 
 
 def test_all_tasks_finish_exactly_after_all_nodes_were_killed_at_once(cluster: Cluster, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the nodes of these tests run: `python -m tests.faults.worker URL SETTINGS-JSON` is a node, until SIGTERM.
+"""What the nodes of these tests run: `python -m tests.faults.worker URL SETTINGS-JSON` is a node, until a signal.
 
 Without arguments it is a nursery: told by lines of JSON on its standard input, it forks such nodes. An import of all
 that a node needs takes a second or two of CPU, a fork some milliseconds; nothing is started before the fork.
@@ -12,13 +12,15 @@ import gc
 import importlib
 import json
 import logging
+import math
 import os
 import random
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 from uuid import UUID, uuid5
@@ -28,11 +30,18 @@ from sqlalchemy import Connection, create_engine, text
 
 from pyasync import Client, Failed, Finished, InvalidTransition, NewTask, Node, Registry, RetryLater, Run, State
 from pyasync.aio import Run as AsyncRun
+from pyasync.cli.node import Signals
+from pyasync.store import writes
+from pyasync.store.database import Tx
+from pyasync.store.writes import Fate, Write, Written
 
 log = logging.getLogger("tests.faults")
 
 ANSWER = 0.2
 """Seconds for which a matrix lets its children have its slot before it looks at them again."""
+
+ACKNOWLEDGED, CREATED = ".acknowledged", ".created"
+"""What the names of the files of acknowledged steps and of created tasks end with."""
 
 ERROR_LINES = 4
 """Of a traceback: that much of it fits into the log of a test."""
@@ -56,10 +65,21 @@ def expected(steps: int) -> int:
 
 def note(run: Run[Any] | AsyncRun[Any], step: int) -> None:
     """Append a line to the file that sees every step that was made, stored or not."""
-    line = f"{run.id} {step} {run.epoch} {os.getpid()}\n".encode()
-    fileno = os.open(run.arguments["file"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    append(run.arguments["file"], f"{run.id} {step} {run.epoch} {os.getpid()}")
+
+
+def acknowledged(run: Run[Any] | AsyncRun[Any], step: int) -> None:
+    """Append a line to the file of all steps of which a task was told that they are stored."""
+    append(run.arguments["file"] + ACKNOWLEDGED, f"{run.id} {step} {run.epoch}")
+
+
+def append(file: str, line: str, *, durably: bool = False) -> None:
+    """Append a line, which outlives this process; if `durably`, the machine too."""
+    fileno = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(fileno, line)  # one write of a short line: processes do not tear each other's
+        os.write(fileno, f"{line}\n".encode())  # one write of a short line: processes do not tear each other's
+        if durably:
+            os.fsync(fileno)
     finally:
         os.close(fileno)
 
@@ -91,6 +111,7 @@ async def steps(run: AsyncRun[Any]) -> AsyncIterator[Any]:
             value = mixed(value, step)
             note(run, step)
             yield {"i": step, "value": value}
+            acknowledged(run, step)
         yield Finished(value)
 
 
@@ -104,6 +125,7 @@ def ledger(run: Run[Any]) -> Iterator[Any]:
             value = mixed(value, step)
             note(run, step)
             run.commit({"i": step, "value": value}, lambda connection, step=step: apply(connection, run, step))
+            acknowledged(run, step)
         yield Finished(value)
 
 
@@ -119,6 +141,12 @@ async def reporter(run: AsyncRun[Any]) -> AsyncIterator[Any]:
     """Report once, then nothing more, and end when asked to."""
     yield {"i": 1}
     await run.stop
+
+
+def waiting(run: Run[Any]) -> Iterator[Any]:
+    """Do as `reporter` does, in a thread."""
+    yield {"i": 1}
+    run.stop.wait()
 
 
 async def innocent(run: AsyncRun[Any]) -> AsyncIterator[Any]:
@@ -148,6 +176,50 @@ async def doomed(run: AsyncRun[Any]) -> AsyncIterator[Any]:
     """Fail, and want no row kept of it."""
     yield {"i": 1}
     yield Failed("as it had to be", delete=True)
+
+
+async def stubborn(run: AsyncRun[Any]) -> AsyncIterator[Any]:
+    """Report once, then nothing more, even if its node is to stop; the second run has nothing left to do."""
+    if run.epoch == 1:
+        yield {"i": 1}
+        await run.stop
+        if run.stop.reason == "shutdown":
+            await anyio.sleep_forever()
+    yield Finished()
+
+
+async def blocker(run: AsyncRun[Any]) -> AsyncIterator[Any]:
+    """Block the loop for so many seconds, as no async task should."""
+    yield {"i": 1}
+    time.sleep(run.arguments["seconds"])  # noqa: ASYNC251 - the very mistake
+    yield Finished()
+
+
+def hoarder(run: Run[Any]) -> Iterator[Any]:
+    """Keep all threads of the process from running for about so many seconds, but only the first time."""
+    yield {"i": 1}
+    if run.epoch == 1:
+        took = hoard(run.arguments["seconds"])
+        log.info("the interpreter was not given back", extra={"seconds": took})
+    yield Finished()
+
+
+def hoard(seconds: float) -> float:
+    """Match a pattern that takes twice as long for each letter more, and that gives nobody else a turn meanwhile."""
+    letters = 16
+    while (took := _matched(letters)) < 0.1:
+        letters += 1
+    time.sleep(0.2)  # for what the others wanted to store meanwhile
+    began = time.monotonic()
+    _matched(letters + round(math.log2(seconds / took)))
+    return time.monotonic() - began
+
+
+def _matched(letters: int) -> float:
+    """Return the seconds of CPU that it took: another process that takes turns does not count."""
+    began = time.thread_time()
+    assert not re.match(r"(a+)+$", "a" * letters + "b")
+    return time.thread_time() - began
 
 
 class Cleaned:
@@ -241,10 +313,14 @@ async def dot(run: AsyncRun[Any]) -> AsyncIterator[Any]:
 TYPES: dict[str, Any] = {
     "innocent": innocent,
     "reporter": reporter,
+    "waiting": waiting,
     "idle": idle,
     "poison": poison,
     "flaky": flaky,
     "doomed": doomed,
+    "stubborn": stubborn,
+    "blocker": blocker,
+    "hoarder": hoarder,
     "cleaned": Cleaned,
     "matrix": matrix,
     "dot": dot,
@@ -284,22 +360,43 @@ class _Lines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def run_node(url: str, settings: dict[str, Any]) -> None:
-    """Run a node until SIGTERM. Settings of ours: `late`, and `registry`, the "module:function" that makes it."""
+def run(url: str, settings: dict[str, Any]) -> None:
+    """Do what the setting `job` names as "module:function": run a node, if there is none."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    _named(settings.pop("job", "tests.faults.worker:run_node"))(url, settings)
+
+
+def _named(name: str) -> Any:
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def run_node(url: str, settings: dict[str, Any]) -> None:
+    """Run a node as `pyasync node` does: one signal stops it, a second one ends the process.
+
+    Settings of ours: `late`, and `registry`, the "module:function" that makes it.
+    """
+    signals = Signals(until_eof=False)
     late = settings.pop("late", 0.0)
-    module, function = settings.pop("registry", "tests.faults.worker:registry").split(":")
-    made = getattr(importlib.import_module(module), function)(url)
+    made = _named(settings.pop("registry", "tests.faults.worker:registry"))(url)
     node = Node(url, made, **settings)
     if late:
         _come_back_late(node, late)
+    _halt_when_told()
     with node:
-        asked.wait()
+        signals.told.wait()
+        log.info("the node stops")
     log.info("the node has stopped")
+
+
+def run_creator(url: str, settings: dict[str, Any]) -> None:
+    """Create tasks, one after the other, and write down the id of each that was acknowledged."""
+    with Client(url, migrate="off", strict=False) as client:
+        for place in range(settings["number"]):
+            task = client.create_task(settings["types"][place % len(settings["types"])], settings["arguments"])
+            append(settings["arguments"]["file"] + CREATED, str(task), durably=True)
 
 
 def _come_back_late(node: Node, late: float) -> None:
@@ -318,6 +415,23 @@ def _come_back_late(node: Node, late: float) -> None:
         return tick()
 
     node._keeper.tick = tick_late  # type: ignore[method-assign]
+
+
+def _halt_when_told() -> None:
+    """On SIGUSR1, stop this process inside its next transaction that stores reports: their rows stay locked."""
+    write, told = writes.write, threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: told.set())
+
+    def write_and_stop(tx: Tx, some: Sequence[Write]) -> list[Written]:
+        written = write(tx, some)
+        if told.is_set() and any(each.fate is Fate.STORED for each in written):
+            told.clear()
+            log.info("stopped before the commit", extra={"rows": len(written)})
+            # To this very thread: if another one took the signal, this one might get to its commit first.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        return written
+
+    writes.write = write_and_stop
 
 
 # --- the nursery
@@ -354,7 +468,7 @@ def _fork(children: set[int], url: str, settings: dict[str, Any], errors: str) -
     stderr = os.open(errors, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for target, source in ((0, nowhere), (1, nowhere), (2, stderr)):
         os.dup2(source, target)
-    run_node(url, settings)
+    run(url, settings)
     sys.exit()
 
 
@@ -369,6 +483,6 @@ def _ended(children: set[int], pid: int) -> int | None:
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
-        run_node(sys.argv[1], json.loads(sys.argv[2]))
+        run(sys.argv[1], json.loads(sys.argv[2]))
     else:
         nurse()

@@ -279,6 +279,7 @@ def _zoo(kind: str, shape: str) -> Any:
 @ONE
 @pytest.mark.parametrize("shape", ["function", "generator"])
 def test_whatever_a_task_raises_fails_its_attempt_and_the_node_lives_on(node: Nodes, kind: str, shape: str) -> None:
+    """F32."""
     registry = Registry()
     registry.register_task("task", _zoo(kind, shape), retry=[0])
     registry.register_task("other", lambda: "fine")

@@ -194,6 +194,7 @@ def test_final_report_with_delete_runs_the_clean_up_of_a_task_that_was_deleted_m
 
 @ONE
 def test_nothing_after_a_final_report_counts(node: Nodes, kind: str) -> None:
+    """F33."""
     went_on = threading.Event()
 
     def report(run: Any) -> Iterator[Any]:
@@ -271,6 +272,7 @@ def _async_registry(fault: BaseException) -> Registry:
 
 @ONE
 def test_generator_that_ignores_its_closing_has_ended_all_the_same(node: Nodes) -> None:
+    """F32."""
     registry = Registry()
 
     @registry.task("sync")
@@ -344,6 +346,8 @@ RUBBISH: list[tuple[Any, str]] = [
 
 @ONE
 def test_rubbish_fails_the_attempt_with_the_reason_and_stores_nothing_of_it(node: Nodes, kind: str) -> None:
+    """F33."""
+
     def report(run: Any) -> Iterator[Any]:
         yield {"good": True}
         yield RUBBISH[run.arguments][0]
@@ -474,6 +478,7 @@ def test_two_hundred_generators_run_at_once(node: Nodes) -> None:
 
 @ONE
 def test_generator_that_never_rests_is_held_back_by_its_own_commits(node: Nodes, kind: str) -> None:
+    """F33."""
     yielded: list[int] = []
 
     def report(run: Any) -> Iterator[Any]:

@@ -1,6 +1,9 @@
 # One environment, .venv, made on first use and again when pyproject.toml changes: each target works by itself.
 PYTHON ?= python3
 BIN = .venv/bin
+# Most tests wait for something most of the time.
+JOBS ?= 4
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 .PHONY: help venv check format test faults mutants demo bench clean
@@ -28,10 +31,10 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 
 test: .venv/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 faults: .venv/.dev
-	$(BIN)/python -m pytest tests/faults --long $(ARGS)
+	$(PYTEST) tests/faults --long $(ARGS)
 
 mutants: .venv/.dev
 	$(BIN)/python -m tests.mutants $(ARGS)

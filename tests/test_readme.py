@@ -44,6 +44,18 @@ def run(page: Path, folder: Path) -> str:
     return done.stdout
 
 
+def test_what_the_pages_say_of_tests_is_there() -> None:
+    named = {
+        (page.name, name)
+        for page in PAGES
+        for name in re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)`", page.read_text())
+    }
+
+    assert len(named) > 30
+    for page, name in named:
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "tests" / "faults")), f"{page}: {name}"
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda page: page.name
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from pyasync.domain.report import as_report
 from pyasync.errors import BadArgument, ClaimLost, DatabaseUnavailable
@@ -31,7 +31,8 @@ class _Refused(Exception):
 class _Tries:
     """Counts the times that `work` was begun in vain, one after the other, while the database answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
         self._begun: list[float] = []
 
     def begin(self) -> None:
@@ -41,11 +42,14 @@ class _Tries:
         self._begun.clear()
 
     def in_vain(self) -> bool:
-        return len(self._begun) >= TRIES and time.monotonic() - self._begun[0] >= PATIENCE
+        return len(self._begun) >= TRIES and time.monotonic() - self._begun[0] >= self._patience
 
 
 class Commits:
-    """Commits what runs write themselves. `lost` tells a run that its task is no longer its own."""
+    """Commits what runs write themselves.
+
+    `beating` says whether the node's beats are stored, `lost` tells a run that its task is no longer its own.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Commits:
         database: Database,
         runs: Runs,
         endings: Endings,
+        beating: Callable[[], bool],
         stop: Callable[[Execution, str], None],
         lost: Callable[[Execution], None],
         on_room: Callable[[], None],
@@ -60,6 +65,7 @@ class Commits:
         self._database = database
         self._runs = runs
         self._endings = endings
+        self._beating = beating
         self._stop_run = stop
         self._lost = lost
         self._on_room = on_room
@@ -79,11 +85,10 @@ class Commits:
     def _until_known(self, execution: Execution, write: Write, work: Callable[[Any], Any]) -> tuple[Any, Written]:
         delay = FIRST_DELAY
         doubtful: list[Any] = []  # what `work` returned each time that its transaction may have been stored
-        tries = _Tries()
+        # At least until a beat would have shown that the database takes nobody's writes.
+        tries = _Tries(max(PATIENCE, self._endings.settings.lease / 2))
         while not execution.let_go:
             try:
-                if doubtful and (known := self._known(write)):
-                    return doubtful[-1], known
                 return self._once(write, work, doubtful, tries)
             except _Refused as refused:
                 doubtful.pop()
@@ -108,22 +113,22 @@ class Commits:
             known, answers = None, False
         if known is None and not passes:
             raise error
-        if not answers or self._database.refuses_writes(error):
+        if not (answers and self._beating()):
             tries.forget()  # an outage is waited out, however long
         elif known is None and tries.in_vain():
-            raise self._in_vain(error) from error
+            self._give_up(error)
         return known
 
-    def _in_vain(self, error: Exception) -> Exception:
+    def _give_up(self, error: Exception) -> NoReturn:
         if not self._database.is_broken(error):
-            return error
+            raise error
         bounds = self._endings.settings
-        return BadArgument(
+        raise BadArgument(
             f"the database ended the session of work {TRIES} times, and answers others: work may not pause for longer "
             f"than lease ({bounds.lease:g} s) between two statements, none of which may take longer than "
             f"database_timeout ({bounds.database_timeout:g} s) or be larger than max_allowed_packet; do what takes "
             "long before run.commit, or raise these settings"
-        )
+        ) from error
 
     def _once(
         self, write: Write, work: Callable[[Any], Any], doubtful: list[Any], tries: _Tries
@@ -140,7 +145,7 @@ class Commits:
         return value, written
 
     def _known(self, write: Write) -> Written | None:
-        """Read back before `work` is called again: the COMMIT whose reply was lost may have been stored."""
+        """Read back what became of a write; None if it is not stored and still may be."""
         with self._database.transaction() as tx:
             written = writes.read_back(tx, write)
         return None if written.fate is Fate.UNSTORED else written

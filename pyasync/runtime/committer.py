@@ -24,7 +24,6 @@ from pyasync.runtime.runs import Execution, Runs
 from pyasync.runtime.service import Service
 from pyasync.store import claims, writes
 from pyasync.store.database import Database, Tx
-from pyasync.store.dialects import too_large
 from pyasync.store.writes import Fate, Write, Written
 
 log = logging.getLogger("pyasync.runtime")
@@ -32,9 +31,6 @@ log = logging.getLogger("pyasync.runtime")
 GROUP_ROWS = 1_000
 GROUP_SIZE = 2_000_000
 """Characters of a group; what is larger goes alone. Escaped, it fits into MariaDB's default packet."""
-
-STRIKES = 3
-"""How often a write that goes alone may break its connection, while the database answers otherwise."""
 
 LOCKED_DELAY = 0.02
 """Seconds after which a report whose row was locked is sent again."""
@@ -51,7 +47,6 @@ class Item:
     reply: Reply | None = None
     forced: bool = False
     tries: int = 0
-    strikes: int = 0
 
 
 @dataclass
@@ -252,27 +247,11 @@ class Committer(Service):
     def _failed(self, group: Sequence[Item], error: BaseException) -> None:
         """Put a group back that was not stored, or may not have been; a permanent error is looked for one by one."""
         self._claimer.settle(None)
-        if group and not self._database.is_transient(error):
-            for item in group:
-                self._store_alone(item)
-        elif group and group[0].write.size > GROUP_SIZE:
-            self._strike(group[0], error)
-        else:
+        if self._database.is_transient(error) or not group:
             self._items.extendleft(reversed(group))
-
-    def _strike(self, item: Item, error: BaseException) -> None:
-        """Send a large write again, unless it is what breaks its connection each time."""
-        try:
-            written = self._database.once(writes.read_back, item.write)
-        except Exception:  # the database is away: that is none of its doing
-            written = Written(Fate.UNSTORED)
-        else:
-            item.strikes += self._database.is_broken(error)
-        if item.strikes >= STRIKES and written.fate is Fate.UNSTORED:
-            limit = f"it broke the connection {STRIKES} times"
-            self._give_up(item, too_large(f"a report of {item.write.size} characters", limit))
-        elif (reply := self._answer(item, written)) is not None:
-            self._soon(self._deliver, [reply], [])
+            return
+        for item in group:
+            self._store_alone(item)
 
     def _store_alone(self, item: Item) -> None:
         try:
@@ -290,7 +269,7 @@ class Committer(Service):
                 self._soon(item.reply, error)
         elif item.write.result is not None or item.write.context is not None or item.write.message is not None:
             ending = self._endings.ending(item.execution, Raised(error))
-            self._items.append(replace(item, write=replace(ending, claim=item.write.claim), strikes=0))
+            self._items.append(replace(item, write=replace(ending, claim=item.write.claim)))
         else:
             self._runs.ended(item.execution)  # reconciliation lets go of it
 

@@ -18,6 +18,9 @@ from pyasync.store.nodes import Beat, Peer
 
 log = logging.getLogger("pyasync.runtime")
 
+SHORTEST_PAUSE = 0.05
+"""Seconds between two rounds, however long the beats take."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -115,15 +118,13 @@ class Keeper(Service):
         """Beat if it is time; return when the next beat is."""
         now = time.monotonic()
         if self._line is None or now >= self._next_beat:
-            self._beat()
-            # From when it was sent, which is what the lease counts from: over a slow link, a beat takes its time.
-            self._next_beat = now + self._lease.beat_interval
-        return max(0.0, self._next_beat - time.monotonic())
+            self._beat_at(now)
+        # Always some: it is in the pause that hints, and the end of the connection, are heard.
+        return max(SHORTEST_PAUSE, self._next_beat - time.monotonic())
 
     def join(self) -> None:
         """Join the system, or raise why that cannot be."""
-        self._database.patiently(self._beat)
-        self._next_beat = time.monotonic() + self._lease.beat_interval
+        self._database.patiently(lambda: self._beat_at(time.monotonic()))
 
     def leave(self) -> None:
         """Remove the node's row, then close the session, so that nobody waits for the lease."""
@@ -132,6 +133,15 @@ class Keeper(Service):
             self._database.run(nodes.leave, self.node_id)
         finally:
             self._drop_line()
+
+    def _beat_at(self, now: float) -> None:
+        """Beat. The next one is due from when this one was sent, as the lease is: over a slow link that matters."""
+        self._next_beat = now + self._lease.beat_interval  # first: `beat_soon` may ask for another one meanwhile
+        try:
+            self._beat()
+        except Exception:
+            self._next_beat = 0.0
+            raise
 
     def _beat(self) -> None:
         line = self._open()

@@ -118,6 +118,7 @@ class Node(Client):
             database=database,
             runs=self._runs,
             endings=self._endings,
+            beating=lambda: not self._keeper.failing,
             stop=self._stop_run,
             lost=self._lost_run,
             on_room=self._on_room,

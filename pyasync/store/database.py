@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from sqlalchemy import Connection, Engine, Executable, NullPool, Pool, QueuePool, create_engine, event, exc
+from sqlalchemy import Connection, Engine, Executable, Pool, QueuePool, create_engine, event, exc
 from sqlalchemy.engine import CursorResult, make_url
 from sqlalchemy.engine.url import URL
 
@@ -153,10 +153,11 @@ class Database:
             try:
                 yield tx
                 self.check(tx)
-            except exc.DBAPIError:
-                # A savepoint that went along cannot be gone back to: that error hides the one that can be repeated.
-                for failure in self._undone(failures):
-                    raise self._doomed(failure) from failure
+            except (exc.DBAPIError, exc.PendingRollbackError) as error:
+                # What follows from the end of a transaction, or of its session, hides the error that can be repeated.
+                for failure in self._undone(tx.connection, failures):
+                    if failure is not original(error):
+                        raise self._doomed(failure) from failure
                 raise
             finally:
                 del self._failures[tx.connection]
@@ -193,13 +194,9 @@ class Database:
         return isinstance(error, exc.TimeoutError) or (_of_driver(error) and self.dialect.is_transient(error))
 
     def is_broken(self, error: BaseException) -> bool:
-        """Tell whether an error has ended its session with the database."""
-        return isinstance(error, exc.DBAPIError) and error.connection_invalidated
-
-    def refuses_writes(self, error: BaseException) -> bool:
-        """Tell whether the database takes nobody's writes for now, though it may answer questions."""
-        cause = error.__cause__ if isinstance(error, TransactionDoomed) else original(error)
-        return cause is not None and _of_driver(cause) and self.dialect.refuses_writes(cause)
+        """Tell whether the database has ended the session of an error."""
+        ended = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+        return ended and not self.dialect.refuses_writes(original(error))  # those sessions we end ourselves
 
     def close(self) -> None:
         """Close the pool's connections, and take our listener off the dialect, which an engine of the host's shares."""
@@ -233,11 +230,12 @@ class Database:
         failures = self._failures.get(connection, [])
         if None in failures:
             last = _last_savepoint(failures)
-            failures[last:] = self._undone(failures[last:])
+            failures[last:] = self._undone(connection, failures[last:])
 
-    def _undone(self, failures: list[BaseException | None]) -> list[BaseException]:
-        """Return the failures that have undone the whole transaction."""
-        return [failure for failure in failures if failure is not None and self.dialect.undoes_all(failure)]
+    def _undone(self, connection: Connection, failures: list[BaseException | None]) -> list[BaseException]:
+        """Return the failures that have undone the whole transaction: all of them, if its session has ended."""
+        noted = [failure for failure in failures if failure is not None]
+        return [failure for failure in noted if connection.invalidated or self.dialect.undoes_all(failure)]
 
     def _refuse_commit(self, connection: Connection) -> None:
         if connection not in self._failures:
@@ -313,10 +311,10 @@ def _engine_beside(engine: Engine, connections: int) -> Engine:
 def _pool_beside(pool: Any, connections: int) -> Pool:
     """Return a pool as the host's, but of our size: from a pool of one, `work` would have all that its verbs wait for.
 
-    A host that pools nothing has its reasons.
+    A host with another kind of pool has its reasons.
     """
-    if isinstance(pool, NullPool):
-        return pool.recreate()
+    if not isinstance(pool, QueuePool):
+        return pool.recreate()  # type: ignore[no-any-return]
     return QueuePool(
         pool._creator,
         pool_size=connections,

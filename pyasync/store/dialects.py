@@ -438,7 +438,8 @@ def _bounded(dbapi: Any, gen: Generator[Any, Any, Any], until: float) -> Generat
 
 def _sized_query(dbapi: Any, limit: int, sql: str | bytes, unbuffered: bool = False) -> Any:
     """Query as PyMySQL does, but refuse what the server would answer by breaking the connection."""
-    packet = sql.encode(dbapi.encoding) if isinstance(sql, str) else sql
+    # Some of its versions put bytes into the text as surrogates.
+    packet = sql.encode(dbapi.encoding, "surrogateescape") if isinstance(sql, str) else sql
     if len(packet) + 1 >= limit:
         raise too_large(f"a statement of {len(packet)} bytes", f"the server's max_allowed_packet is {limit}")
     return type(dbapi).query(dbapi, packet, unbuffered)
@@ -448,7 +449,7 @@ def too_large(what: str, limit: str) -> BadArgument:
     """Return the error of a write that the database does not take."""
     return BadArgument(
         f"{what} is too large for this database ({limit}): keep the data elsewhere and a reference to it here, "
-        "lower the setting max_context_bytes, or raise max_allowed_packet"
+        "create fewer tasks at once, lower the setting max_context_bytes, or raise max_allowed_packet"
     )
 
 

@@ -277,6 +277,40 @@ class Trying:
         return self._work(connection)
 
 
+ENDS_ITS_SESSION = {
+    "postgresql": "select pg_terminate_backend(pg_backend_pid())",
+    "mysql": "kill connection connection_id()",
+}
+
+
+@pytest.mark.databases("postgresql", "mariadb")  # a file ends no session
+def test_session_that_ends_has_work_repeated_however_that_is_hidden(node: Nodes, other: Other) -> None:
+    end = text(ENDS_ITS_SESSION[other.engine.dialect.name])
+    swallowing = Swallowing(node, other, lambda connection: connection.execute(end))
+
+    said = {how.__name__: swallowing.run(how) for how in (*OPEN, *UNDONE)}
+
+    assert said == {how.__name__: REPEATED for how in (*OPEN, *UNDONE)}
+
+
+@pytest.mark.databases("sqlite")
+def test_table_that_takes_no_more_rows_is_shown_for_what_it_is(
+    node: Nodes, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's code is that of a full disk, which would be waited out."""
+    monkeypatch.setattr(commits, "PATIENCE", 1.0)
+    with other.begin() as connection:
+        connection.exec_driver_sql("create table numbered (id integer primary key autoincrement)")
+        connection.exec_driver_sql(f"insert into numbered values ({2**63 - 1})")
+    trying = Trying(lambda connection: connection.execute(text("insert into numbered values (null)")))
+    started = node(trying.registry)
+
+    task = started.wait_task(started.create_task("task", "start"), PATIENCE)
+
+    assert (task.state, task.context) == (State.FAILED, "start")
+    assert "full" in task.error
+
+
 @pytest.mark.databases("postgresql", "mariadb")  # a file ends no session
 def test_work_that_idles_for_longer_than_a_lease_is_given_up_with_the_reason(
     node: Nodes, other: Other, monkeypatch: pytest.MonkeyPatch

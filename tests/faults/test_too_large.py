@@ -11,10 +11,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from pyasync import BadArgument, Finished, NewTask, Registry, State
-from pyasync.runtime import commits
-from pyasync.runtime.committer import GROUP_SIZE, STRIKES
 from tests.faults.effort import Effort
-from tests.faults.proxy import Proxy
 from tests.runtime.conftest import Nodes
 from tests.runtime.other import Other
 from tests.waiting import until
@@ -22,8 +19,6 @@ from tests.waiting import until
 MEBIBYTE = 1024 * 1024
 PACKET = 16 * MEBIBYTE
 """What a MariaDB takes at once, by default."""
-CUT = GROUP_SIZE + MEBIBYTE
-"""Bytes above which a proxy breaks the connection, as one in between may that has limits of its own."""
 
 
 @pytest.fixture
@@ -107,24 +102,6 @@ def test_report_above_the_servers_packet_fails_its_attempt(node: Nodes, other: O
         assert f"max_allowed_packet is {PACKET}" in task.error
         assert "max_context_bytes" in task.error
         node.stop()
-
-
-@pytest.mark.databases("postgresql", "mariadb")
-def test_report_that_breaks_its_connection_each_time_fails_its_attempt(
-    node: Nodes, other: Other, url: str, effort: Effort, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(commits, "PATIENCE", 1.0)
-    other.create_table()
-
-    for body in effort.sample(list(BODIES), 1):
-        with Proxy(url) as proxy:
-            trap = proxy.trap(lambda link, message: len(message.data) > CUT, times=1000)
-
-            task = _fails(node, other, body, CUT + 1, url=proxy.url)
-
-            node.stop()
-        assert trap.fired >= 2 * STRIKES
-        assert "max_allowed_packet" in task.error
 
 
 @pytest.mark.databases("mariadb")

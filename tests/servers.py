@@ -339,7 +339,7 @@ class MariaDB(PrivateServer):
 
     def _initialize(self) -> None:
         options = ["--auth-root-authentication-method=normal", "--skip-test-db"]
-        self._run(self._install, "--no-defaults", f"--datadir={self.data}", *options)
+        self._run(self._install, "--no-defaults", f"--datadir={self.data}", f"--tmpdir={self.folder}", *options)
 
     def _command(self, port: int) -> list[str | Path]:
         files = [f"--datadir={self.data}", f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid"]

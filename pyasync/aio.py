@@ -17,6 +17,7 @@ from pyasync.client import Client, result_of
 from pyasync.context import AsyncRun as Run
 from pyasync.context import current_run
 from pyasync.domain.task import Task
+from pyasync.errors import AlreadyInitialized
 from pyasync.registry import Registry
 from pyasync.runtime.node import Node
 
@@ -130,11 +131,11 @@ async def init(database: Any, *, registry: Registry | None = None, run: bool = T
     """Make and start the default node on this loop, asyncio's or trio's, and return it; see `pyasync.init`."""
     make = partial(default.make, database, registry=registry, run=run, **settings)
     client = await anyio.to_thread.run_sync(make)
+    if isinstance(client, Node):
+        await client.astart()
     try:
-        if isinstance(client, Node):
-            await client.astart()
         return default.keep(client)
-    except BaseException:
+    except AlreadyInitialized:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(client.close)
         raise

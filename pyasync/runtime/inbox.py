@@ -23,7 +23,7 @@ class Inbox:
     def __init__(self) -> None:
         self._calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._filled = anyio.Event()
-        self._wake_loop = _soon_on_this_loop()
+        self._wake_loop = soon_on_this_loop()
         self._woken = False
         self._closed = False
 
@@ -65,7 +65,7 @@ class Inbox:
         self._filled.set()
 
 
-def _soon_on_this_loop() -> Callable[..., Any]:
+def soon_on_this_loop() -> Callable[..., Any]:
     """Return what calls a function on the loop of this thread, from any thread, without waiting for it."""
     trio = sys.modules.get("trio")
     if trio is not None and trio.lowlevel.in_trio_run():

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +31,7 @@ from pyasync.runtime.commits import Commits
 from pyasync.runtime.committer import Committer
 from pyasync.runtime.endings import Endings, Stopped, wall_clock
 from pyasync.runtime.executor import Executor
-from pyasync.runtime.inbox import Inbox
+from pyasync.runtime.inbox import Inbox, soon_on_this_loop
 from pyasync.runtime.keeper import Keeper, Seen
 from pyasync.runtime.pulse import Pulse
 from pyasync.runtime.reconciler import Reconciler
@@ -45,6 +46,9 @@ log = logging.getLogger("pyasync.runtime")
 
 LAST_WRITES = 5.0
 """Seconds that a stop waits for the last writes to be stored, after the runs had theirs."""
+
+LEAST_WAIT = 0.5
+"""Seconds that a service is given to end, however long the last writes took."""
 
 
 class Node(Client):
@@ -67,6 +71,8 @@ class Node(Client):
         self._pid = os.getpid()
         self._hosted, self._host_ended = threading.Event(), threading.Event()
         self._host_error: Exception | None = None
+        self._inbox: Inbox | None = None
+        self._end_loop: Callable[[], None] | None = None
         self._build()
 
     def _build(self) -> None:
@@ -131,7 +137,11 @@ class Node(Client):
         if context.on_event_loop():
             raise BlockingCall("init")
         self._begin()
-        threading.Thread(target=anyio.run, args=(self._host,), name="pyasync-loop", daemon=True).start()
+        try:
+            threading.Thread(target=self._run_loop, name="pyasync-loop", daemon=True).start()
+        except RuntimeError as error:  # no thread can be had
+            self._host_error = error
+            self._host_gone()
         self._join()
         return self
 
@@ -140,7 +150,7 @@ class Node(Client):
         self._begin()
         self._host_task = _spawn(self._host, self._host_gone)
         try:
-            await anyio.to_thread.run_sync(self._join)
+            await anyio.to_thread.run_sync(self._join, abandon_on_cancel=True)  # the stop calls it off, and waits
         except BaseException:
             await self.astop(0.0)
             raise
@@ -162,8 +172,10 @@ class Node(Client):
             self._state = {"new": "stopped", "running": "stopping"}.get(was, was)
         if was == "stopping":
             self._stop_all(until)
-        elif was != "stopped":
-            self._leave(until, started=was == "running")
+        elif was == "running":
+            self._leave(until)
+        elif was == "new":
+            self._database.close()
 
     async def astop(self, timeout: float | None = None) -> None:
         """Stop, as `stop` does, while the caller's loop goes on."""
@@ -204,32 +216,56 @@ class Node(Client):
     def _join(self) -> None:
         """Join the system once the loop is there, and start the services; undo it all if that fails."""
         with self._joining:
-            if self._state != "running":  # whoever waited for us was cancelled before we began
-                raise NodeStopped
+            self._check_running()  # whoever waited for us may have been cancelled before we began
             try:
-                self._hosted.wait()
-                if self._host_error is not None:
-                    raise self._host_error
-                schema.prepare(self._database, self.settings.migrate)
-                self._claimer.register(self._database)
-                self._keeper.join()
+                self._start_services()
             except BaseException:
-                self._state = "stopped"
-                self._end_host()
-                self._database.close()
+                self._undo(time.monotonic())
                 raise
-            self.registry.on_change(self._on_change)
-            for service in (self._keeper, self._committer, self._watcher, self._sweeper):
-                service.start()
-            self._joined = True
 
-    def _leave(self, until: float, *, started: bool) -> None:
-        with self._joining:  # a start that is under way ends first: it cannot be cancelled
+    def _start_services(self) -> None:
+        self._hosted.wait()
+        if self._host_error is not None:
+            raise self._host_error
+        schema.prepare(self._database, self.settings.migrate)
+        self._claimer.register(self._database)
+        self._keeper.join()
+        self._joined = True
+        self._check_running()  # a stop may have given up waiting for us
+        self.registry.on_change(self._on_change)
+        for service in (self._keeper, self._committer, self._watcher, self._sweeper):
+            service.start()
+
+    def _check_running(self) -> None:
+        if self._state != "running":
+            raise NodeStopped
+
+    def _leave(self, until: float) -> None:
+        self._call_off()
+        if not self._joining.acquire(timeout=max(0.0, until - time.monotonic()) + LAST_WRITES):
+            log.error("the node's start does not end: it undoes itself once it does")
+            return
+        try:
+            if self._state == "stopping":  # else the start has undone itself
+                self._undo(until)
+        finally:
+            self._joining.release()
+
+    def _call_off(self) -> None:
+        """End a start that still waits for the loop: the lifespan may hang."""
+        if not self._hosted.is_set():
+            self._host_error = NodeStopped()
+            self._hosted.set()
+
+    def _undo(self, until: float) -> None:
+        """Leave the system, as far as it was joined, and end the loop."""
+        self._state = "stopping"
+        try:
+            if self._joined:
+                self._hand_over(until)
+        finally:
             try:
-                if self._joined:
-                    self._hand_over(until)
-                if started:
-                    self._end_host()
+                self._end_host()
             finally:
                 self._database.close()
                 self._state = "stopped"
@@ -245,12 +281,25 @@ class Node(Client):
         handed_over = self._runs.wait_until_ended(last - time.monotonic())
         if not handed_over:
             log.error("some runs could not be handed over in time: their leases must run out")
-        for service in (self._watcher, self._sweeper, self._committer, self._keeper):
-            service.stop(max(0.0, last - time.monotonic()))
-        # In a thread that can be left behind: a server that hangs must not hold the process up.
-        leaving = threading.Thread(target=self._say_goodbye, args=(had_runs and handed_over,), daemon=True)
-        leaving.name = "pyasync-leave"
-        leaving.start()
+        self._stop_services(last)
+        self._go(tell=had_runs and handed_over)
+
+    def _stop_services(self, last: float) -> None:
+        """Stop all but the keeper, which beats until they have ended."""
+        services = (self._watcher, self._sweeper, self._committer)
+        for service in services:
+            service.stop(0.0)
+        for service in services:
+            service.stop(max(LEAST_WAIT, last - time.monotonic()))
+
+    def _go(self, *, tell: bool) -> None:
+        """Say goodbye in a thread that can be left behind: a server that hangs must not hold the process up."""
+        leaving = threading.Thread(target=self._say_goodbye, args=(tell,), name="pyasync-leave", daemon=True)
+        try:
+            leaving.start()
+        except RuntimeError:  # no thread can be had
+            self._say_goodbye(tell)
+            return
         leaving.join(LAST_WRITES)
         if leaving.is_alive():
             log.error("the database does not answer: the node's lease must run out")
@@ -258,6 +307,9 @@ class Node(Client):
     def _say_goodbye(self, tell: bool) -> None:
         if tell:
             self._hints.send(hints.RUN)  # others need not wait for their next poll
+        if not self._keeper.stop(LAST_WRITES):  # its thread still uses the connection
+            log.error("the node's keeper does not end: its lease must run out")
+            return
         try:
             self._keeper.leave()
         except Exception:
@@ -270,24 +322,55 @@ class Node(Client):
 
     # --- the loop
 
+    def _run_loop(self) -> None:
+        try:
+            anyio.run(self._host)
+        except Exception as error:  # no loop can be had
+            self._host_failed(error)
+        finally:
+            self._host_gone()
+
     async def _host(self) -> None:
         """Run on the loop, from start to stop: the resources, and the task group in which runs live."""
         try:
-            async with _entered(self.registry.lifespan) as resources, anyio.create_task_group() as group:
-                self._inbox = Inbox()
-                self._soon = self._inbox.put
-                self._pulse.attach(self._soon)
-                self._executor = self._make_executor(group, resources)
-                self._hosted.set()
-                await self._inbox.run()
-                group.cancel_scope.cancel()
+            with anyio.CancelScope() as scope:
+                self._end_loop = partial(soon_on_this_loop(), self._quit, scope)
+                if self._state == "running":  # a stop that came before found no loop to end
+                    await self._serve()
         except Exception as error:
-            self._host_error = error
-            if self._hosted.is_set():
-                log.exception("the node's loop failed: it stops")
+            self._host_failed(error)
         finally:
+            self._host_left()
+
+    async def _serve(self) -> None:
+        async with _entered(self.registry.lifespan) as resources, anyio.create_task_group() as group:
+            self._inbox = Inbox()
+            self._soon = self._inbox.put
+            self._pulse.attach(self._soon)
+            self._executor = self._make_executor(group, resources)
+            self._hosted.set()
+            await self._inbox.run()
+            group.cancel_scope.cancel()
+
+    def _quit(self, scope: anyio.CancelScope) -> None:
+        """End the host, on the loop: after the calls that wait, or in the middle of entering the lifespan."""
+        if self._inbox is None:
+            scope.cancel()
+        else:
+            self._inbox.close()
+
+    def _host_failed(self, error: Exception) -> None:
+        self._host_error = error
+        if self._hosted.is_set():
+            log.error("the node's loop failed: it stops", exc_info=error)
+
+    def _host_left(self) -> None:
+        try:
             if self._hosted.is_set() and self._state == "running":  # the host's loop ends without having stopped us
                 threading.Thread(target=self.stop, args=(0.0,), name="pyasync-stop").start()
+        except RuntimeError:
+            log.exception("no thread can be had to stop the node: stop it yourself")
+        finally:
             self._host_gone()
 
     def _host_gone(self) -> None:
@@ -311,10 +394,11 @@ class Node(Client):
         )
 
     def _end_host(self) -> None:
-        self._hosted.wait()
-        if not self._host_ended.is_set():
-            self._inbox.close()
-            self._host_ended.wait(LAST_WRITES)
+        if self._end_loop is not None:
+            with suppress(RuntimeError):  # the loop is closed, or trio's run is over
+                self._end_loop()
+        if not self._host_ended.wait(LAST_WRITES):
+            log.error("the node's loop does not end: it is left behind")
 
     # --- how the services meet
 
@@ -346,6 +430,7 @@ class Node(Client):
     def _on_lost(self, was: UUID, now: UUID) -> None:
         for execution in self._runs:
             self._lost_run(execution)
+        self._sweeper.let_go_of(was)
 
     def _on_change(self) -> None:
         self._keeper.beat_soon()

@@ -39,8 +39,9 @@ class Service:
     def start(self) -> None:
         """Start the thread; starting twice does nothing."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name=f"pyasync-{self.name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._loop, name=f"pyasync-{self.name}", daemon=True)
+            thread.start()
+            self._thread = thread  # not before: one that could not be had cannot be joined
 
     def stop(self, timeout: float | None = None) -> bool:
         """Stop after the round under way; False if it does not end in time. Stopping twice does nothing."""

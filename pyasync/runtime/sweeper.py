@@ -57,6 +57,7 @@ class Sweeper(Service):
         self._peers: dict[UUID, Peer] = {}
         self._lost: list[tuple[UUID, str]] = []
         self._strays: list[tuple[UUID, UUID]] = []
+        self._spent: list[UUID] = []
         self._watching = False
         self._next_sweep = 0.0
 
@@ -75,6 +76,12 @@ class Sweeper(Service):
             self._strays = list(strays)
         self.wake()
 
+    def let_go_of(self, node_id: UUID) -> None:
+        """Let go of what this node has claimed under an id that had been declared lost, without its knowing."""
+        with self._lock:
+            self._spent.append(node_id)
+        self.wake()
+
     def tick(self) -> float:
         """Judge, declare, take over, and from time to time look for orphans and for rows to purge."""
         self._release_strays()
@@ -83,16 +90,12 @@ class Sweeper(Service):
         for node_id, name in self._lost:
             self.take_over(node_id, name)
         self._lost = []
+        while self._spent:
+            self.take_over(self._spent[-1], "this node, as it was")
+            self._spent.pop()
         if time.monotonic() >= self._next_sweep:
             self._sweep()
         return self._next_tick()
-
-    def stop(self, timeout: float | None = None) -> bool:
-        """Stop after the round under way, and close the observer's connection."""
-        stopped = super().stop(timeout)
-        if stopped:
-            self._probe.close()
-        return stopped
 
     def _next_tick(self) -> float:
         sweep = max(0.05, self._next_sweep - time.monotonic())
@@ -176,3 +179,10 @@ class Sweeper(Service):
         keys = {peer.session_key for peer in self._peers.values()} | {self._session_key()}
         self._database.single(probes.sweep, {key for key in keys if key is not None}, self._interval * 4)
         self._next_sweep = time.monotonic() + self._interval * random.uniform(0.9, 1.1)
+
+    def _loop(self) -> None:
+        """Close the observer's connection at the thread's own end, however late that is."""
+        try:
+            super()._loop()
+        finally:
+            self._probe.close()

@@ -295,6 +295,30 @@ def test_node_whose_loop_fails_stops_and_hands_its_tasks_over(node: Nodes, other
     assert (other.row(task_id).attempt, other.row(task_id).errors) == (1, None)
 
 
+@SQLITE
+def test_node_whose_loop_ends_notes_it_though_no_thread_can_be_had_to_stop_it(
+    url: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "pyasync-stop":
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    node = Node(url, Registry(), **SHORT)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    anyio.run(node.astart, backend=backend)
+
+    assert refused == ["pyasync-stop"]
+    assert node._host_ended.is_set()
+    node.stop(0.0)
+    assert node.health().reason == "it is stopped"
+
+
 def test_blocked_loop_loses_no_task_and_claims_nothing_meanwhile(node: Nodes, other: Other) -> None:
     registry = _counting()
     release, blocked = threading.Event(), threading.Event()

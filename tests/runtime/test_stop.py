@@ -23,7 +23,8 @@ from pyasync import (
     current_run,
 )
 from pyasync.runtime.node import LAST_WRITES
-from tests.runtime.conftest import Nodes
+from tests.faults.residue import nothing_left
+from tests.runtime.conftest import SHORT, Nodes
 from tests.runtime.gate import PATIENCE, Gate, as_async, counting
 from tests.runtime.other import NODE, Other
 from tests.waiting import auntil, until
@@ -800,6 +801,29 @@ def test_services_and_loop_are_gone_after_a_stop(node: Nodes) -> None:
     started.stop()
 
     until(lambda: {each.name for each in set(threading.enumerate()) - before} <= {"AnyIO worker thread"}, PATIENCE)
+
+
+def test_connections_are_closed_after_a_stop_whose_last_writes_took_all_its_time(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with nothing_left(url):
+        watched = Node(url, Registry(), **SHORT).start()
+        watching = Node(url, Registry(), **SHORT).start()
+        monkeypatch.setattr("pyasync.runtime.node.LAST_WRITES", -1.0)
+        probing, go_on = threading.Event(), threading.Event()
+        judge = watching._sweeper._judge
+
+        def held() -> None:
+            judge()
+            probing.set()
+            go_on.wait(PATIENCE)
+
+        watching._sweeper._judge = held
+        assert probing.wait(PATIENCE)
+        threading.Timer(0.1, go_on.set).start()
+
+        watching.stop(0.0)
+        watched.stop(0.0)
 
 
 @ONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -201,7 +202,8 @@ def a_sweep(admin_url: str, folder: Path) -> Iterator[Sweep]:
 
 
 @pytest.fixture
-def sweep(admin_url: str, tmp_path: Path) -> Iterator[Sweep]:
+def sweep(admin_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Sweep]:
+    caplog.set_level(logging.CRITICAL, "pyasync")  # pytest keeps what is logged, and so the sockets of tracebacks
     with nothing_left(admin_url), a_sweep(admin_url, tmp_path) as sweep:
         yield sweep
 

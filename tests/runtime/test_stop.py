@@ -23,8 +23,7 @@ from pyasync import (
     current_run,
 )
 from pyasync.runtime.node import LAST_WRITES
-from tests.faults.residue import nothing_left
-from tests.runtime.conftest import SHORT, Nodes
+from tests.runtime.conftest import Nodes
 from tests.runtime.gate import PATIENCE, Gate, as_async, counting
 from tests.runtime.other import NODE, Other
 from tests.waiting import auntil, until
@@ -803,27 +802,28 @@ def test_services_and_loop_are_gone_after_a_stop(node: Nodes) -> None:
     until(lambda: {each.name for each in set(threading.enumerate()) - before} <= {"AnyIO worker thread"}, PATIENCE)
 
 
-def test_connections_are_closed_after_a_stop_whose_last_writes_took_all_its_time(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with nothing_left(url):
-        watched = Node(url, Registry(), **SHORT).start()
-        watching = Node(url, Registry(), **SHORT).start()
-        monkeypatch.setattr("pyasync.runtime.node.LAST_WRITES", -1.0)
-        probing, go_on = threading.Event(), threading.Event()
-        judge = watching._sweeper._judge
+@pytest.mark.databases("postgresql", "mariadb")  # a file is looked at without a connection
+def test_observers_connection_is_closed_however_late_its_thread_ends(node: Nodes) -> None:
+    node(Registry())
+    sweeper = node(Registry())._sweeper
+    probing, go_on = threading.Event(), threading.Event()
+    judge = sweeper._judge
 
-        def held() -> None:
-            judge()
-            probing.set()
-            go_on.wait(PATIENCE)
+    def held() -> None:
+        judge()
+        probing.set()
+        go_on.wait(PATIENCE)
 
-        watching._sweeper._judge = held
-        assert probing.wait(PATIENCE)
-        threading.Timer(0.1, go_on.set).start()
+    until(lambda: sweeper._probe._link is not None, PATIENCE, "it to observe")
+    sweeper._judge = held  # type: ignore[method-assign]
+    assert probing.wait(PATIENCE)
+    assert not sweeper.stop(0.0)
+    assert sweeper._probe._link is not None
 
-        watching.stop(0.0)
-        watched.stop(0.0)
+    go_on.set()
+
+    assert sweeper.stop(PATIENCE)
+    assert sweeper._probe._link is None
 
 
 @ONE

@@ -28,6 +28,8 @@ from typing import NoReturn
 import pytest
 
 from tests.faults.effort import Effort
+from tests.runtime.conftest import Nodes
+from tests.runtime.other import Other
 from tests.servers import MariaDB, PostgreSQL, PrivateServer, Server, Unavailable, running_server
 
 KINDS = ("sqlite", "postgresql", "mariadb")
@@ -142,12 +144,24 @@ def mariadb_url(mariadb_server: Server) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[Server]:
-    yield from _started(PostgreSQL)
+    yield from started(PostgreSQL)
 
 
 @pytest.fixture(scope="session")
 def mariadb_server() -> Iterator[Server]:
-    yield from _started(MariaDB)
+    yield from started(MariaDB)
+
+
+@pytest.fixture
+def node(url: str) -> Iterator[Nodes]:
+    nodes = Nodes(url)
+    yield nodes
+    nodes.stop()
+
+
+@pytest.fixture
+def other(url: str) -> Other:
+    return Other(url)
 
 
 def _fresh(server: Server) -> Iterator[Database]:
@@ -159,7 +173,8 @@ def _fresh(server: Server) -> Iterator[Database]:
     sys.stdout.write(server.log(written)[-LOG_SHOWN:])
 
 
-def _started(make: Callable[[], PrivateServer]) -> Iterator[Server]:
+def started(make: Callable[[], PrivateServer]) -> Iterator[PrivateServer]:
+    """Start a server for as long as a fixture lasts."""
     try:
         server = make()
     except Unavailable as reason:

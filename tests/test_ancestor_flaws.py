@@ -57,18 +57,6 @@ BEAT = Beat(counter=9, session_key=None, slots=10, running=0, draining=False, ty
 
 
 @pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
-@pytest.fixture
-def other(url: str) -> Other:
-    return Other(url)
-
-
-@pytest.fixture
 def rows(url: str) -> Iterator[Rows]:
     """The tables, without a node."""
     database = Database(url, Settings(database_timeout=10.0))

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
 from tests import servers
-from tests.conftest import cannot_be_had
+from tests.conftest import cannot_be_had, started
 from tests.servers import MariaDB, PostgreSQL, PrivateServer, Server, Unavailable
 from tests.waiting import auntil, until
 
@@ -76,12 +76,7 @@ def test_each_kind_has_a_fixture_of_its_own(sqlite_url: str, postgresql_url: str
 
 @pytest.fixture(scope="module", params=[PostgreSQL, MariaDB])
 def server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
-    try:
-        server = request.param()
-    except Unavailable as reason:
-        cannot_be_had(str(reason))
-    with server:
-        yield server
+    yield from started(request.param)
 
 
 def test_an_open_transaction_does_not_keep_a_database(server: PrivateServer) -> None:

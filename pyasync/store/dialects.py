@@ -441,16 +441,12 @@ def _sized_query(dbapi: Any, limit: int, sql: str | bytes, unbuffered: bool = Fa
     # Some of its versions put bytes into the text as surrogates.
     packet = sql.encode(dbapi.encoding, "surrogateescape") if isinstance(sql, str) else sql
     if len(packet) + 1 >= limit:
-        raise too_large(f"a statement of {len(packet)} bytes", f"the server's max_allowed_packet is {limit}")
+        raise BadArgument(
+            f"a statement of {len(packet)} bytes is too large for this database (the server's max_allowed_packet is "
+            f"{limit}): keep the data elsewhere and a reference to it here, create fewer tasks at once, lower the "
+            "setting max_context_bytes, or raise max_allowed_packet"
+        )
     return type(dbapi).query(dbapi, packet, unbuffered)
-
-
-def too_large(what: str, limit: str) -> BadArgument:
-    """Return the error of a write that the database does not take."""
-    return BadArgument(
-        f"{what} is too large for this database ({limit}): keep the data elsewhere and a reference to it here, "
-        "create fewer tasks at once, lower the setting max_context_bytes, or raise max_allowed_packet"
-    )
 
 
 def _document(rows: Sequence[Row], text: Callable[[UUID], str]) -> str:

@@ -47,13 +47,6 @@ REFUSED: dict[str, tuple[Any, type[Exception]]] = {
 }
 
 
-@pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
 def _echo(run: Any) -> Iterator[Any]:
     """Report the value of that name, and end with it."""
     values = STORED | {name: value for name, (value, _) in REFUSED.items()}

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import text
 
 from pyasync import DatabaseUnavailable
-from tests.conftest import cannot_be_had
+from tests.conftest import started
 from tests.faults.load import Load, loaded
 from tests.faults.nodes import Cluster, NodeProcess, Nursery
-from tests.servers import MariaDB, PostgreSQL, PrivateServer, Unavailable
+from tests.servers import MariaDB, PostgreSQL, PrivateServer
 from tests.waiting import until
 
 SOON = 10.0
@@ -79,12 +79,7 @@ def unmount(folder: Path) -> None:
 
 @pytest.fixture(params=[PostgreSQL, MariaDB], ids=["postgresql", "mariadb"])
 def server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
-    try:
-        server = request.param()
-    except Unavailable as reason:
-        cannot_be_had(str(reason))
-    with server:
-        yield server
+    yield from started(request.param)
 
 
 def fill(disk: Path) -> None:

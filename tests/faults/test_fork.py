@@ -34,13 +34,6 @@ LEASE = 1.0
 DONE, OTHERWISE, REFUSED = 0, 3, 7
 
 
-@pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
 def code_of(deed: Callable[[], object]) -> int:
     """Fork, do something in the child, and return how that went as its exit code."""
     pid = os.fork()

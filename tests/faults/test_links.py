@@ -110,13 +110,6 @@ def proxy(url: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
-@pytest.fixture
 def other(url: str) -> Other:
     """Another way to the same database, with an empty table for effects."""
     other = Other(url)

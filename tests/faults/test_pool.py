@@ -19,13 +19,6 @@ from tests.waiting import until
 LEASE = 1.0
 
 
-@pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
 def _registry() -> Registry:
     registry = Registry()
     registry.register_task("child", lambda: "done")

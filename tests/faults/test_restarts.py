@@ -13,11 +13,11 @@ from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from pyasync import Client, DatabaseUnavailable
-from tests.conftest import cannot_be_had
+from tests.conftest import started
 from tests.faults.effort import Effort
 from tests.faults.load import loaded
 from tests.faults.nodes import Nursery
-from tests.servers import MariaDB, PostgreSQL, PrivateServer, Unavailable
+from tests.servers import MariaDB, PostgreSQL, PrivateServer
 from tests.waiting import until
 
 SOON = 8.0
@@ -33,12 +33,7 @@ ENDS = {
 
 @pytest.fixture(scope="module", params=[PostgreSQL, MariaDB], ids=["postgresql", "mariadb"])
 def server(request: pytest.FixtureRequest) -> Iterator[PrivateServer]:
-    try:
-        server = request.param()
-    except Unavailable as reason:
-        cannot_be_had(str(reason))
-    with server:
-        yield server
+    yield from started(request.param)
 
 
 @pytest.mark.timeout(180)

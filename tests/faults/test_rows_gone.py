@@ -21,18 +21,6 @@ LEASE = 1.0
 STEPS = 8
 
 
-@pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
-@pytest.fixture
-def other(url: str) -> Other:
-    return Other(url)
-
-
 # --- gone
 
 

@@ -26,13 +26,6 @@ TIMEOUT = 2.0
 
 
 @pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
-@pytest.fixture
 def other(node: Nodes, url: str) -> Other:
     """Another program, in a database that has our tables and one for effects."""
     node(Registry()).stop()

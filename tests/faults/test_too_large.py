@@ -21,18 +21,6 @@ PACKET = 16 * MEBIBYTE
 """What a MariaDB takes at once, by default."""
 
 
-@pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
-@pytest.fixture
-def other(url: str) -> Other:
-    return Other(url)
-
-
 class Counting:
     """Tasks that count until they are let off, and what they have counted to."""
 

@@ -1,14 +1,10 @@
-"""What the tests of the runtime begin with: nodes with short settings, stopped at the end, and another program."""
+"""Nodes with short settings, which the fixture `node` stops at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from pyasync import Node, Registry
-from tests.runtime.other import Other
 
 SHORT: dict[str, Any] = {
     "poll_interval": 0.1,
@@ -39,15 +35,3 @@ class Nodes:
         """Stop those that are not stopped yet."""
         for node in reversed(self._made):
             node.stop(1.0)
-
-
-@pytest.fixture
-def node(url: str) -> Iterator[Nodes]:
-    nodes = Nodes(url)
-    yield nodes
-    nodes.stop()
-
-
-@pytest.fixture
-def other(url: str) -> Other:
-    return Other(url)

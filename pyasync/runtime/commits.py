@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from pyasync.domain.report import as_report
 from pyasync.errors import BadArgument, ClaimLost, DatabaseUnavailable
@@ -14,6 +15,8 @@ from pyasync.store import writes
 from pyasync.store.database import PATIENCE, Database
 from pyasync.store.places import Places
 from pyasync.store.writes import Fate, Write, Written
+
+log = logging.getLogger("pyasync.task")
 
 FIRST_DELAY, LONGEST_DELAY = 0.02, 1.0
 TRIES = 3
@@ -34,6 +37,7 @@ class _Tries:
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._begun: list[float] = []
+        self.told = False
 
     def begin(self) -> None:
         self._begun.append(time.monotonic())
@@ -116,10 +120,17 @@ class Commits:
         if not (answers and self._beating()):
             tries.forget()  # an outage is waited out, however long
         elif known is None and tries.in_vain():
-            self._give_up(error)
+            self._give_up(write, error, tries)
         return known
 
-    def _give_up(self, error: Exception) -> NoReturn:
+    def _give_up(self, write: Write, error: Exception, tries: _Tries) -> None:
+        """Raise what does not go away; a full disk does, and beats may find room where `work` finds none."""
+        if self._database.is_full(error):
+            if not tries.told:
+                facts = {"task_id": str(write.claim.task_id)}
+                log.error("the database has no room for what work writes: it is tried again", extra=facts)
+            tries.told = True
+            return
         if not self._database.is_broken(error):
             raise error
         bounds = self._endings.settings

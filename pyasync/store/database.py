@@ -196,7 +196,12 @@ class Database:
     def is_broken(self, error: BaseException) -> bool:
         """Tell whether the database has ended the session of an error."""
         ended = isinstance(error, exc.DBAPIError) and error.connection_invalidated
-        return ended and not self.dialect.refuses_writes(original(error))  # those sessions we end ourselves
+        return ended and not self._refuses_writes(original(error))  # those sessions we end ourselves
+
+    def is_full(self, error: BaseException) -> bool:
+        """Tell whether the database had no room for what was written."""
+        cause = error.__cause__ if isinstance(error, TransactionDoomed) else error
+        return cause is not None and self.dialect.is_full(original(cause))
 
     def close(self) -> None:
         """Close the pool's connections, and take our listener off the dialect, which an engine of the host's shares."""
@@ -213,8 +218,11 @@ class Database:
         failures = self._failures.get(context.connection)
         if failures is not None:
             failures.append(context.original_exception)
-        if context.engine is self.engine and self.dialect.refuses_writes(context.original_exception):
+        if context.engine is self.engine and self._refuses_writes(context.original_exception):
             context.is_disconnect = True  # the next connection may lead to a server that takes writes
+
+    def _refuses_writes(self, error: BaseException) -> bool:
+        return self.dialect.is_read_only(error) or self.dialect.is_full(error)
 
     def _note_savepoint(self, connection: Connection, *_: object) -> None:
         if connection in self._failures:

@@ -122,8 +122,12 @@ class Dialect:
         """Tell whether an error has undone its whole transaction, and left the session to begin another one."""
         return False
 
-    def refuses_writes(self, error: BaseException) -> bool:
-        """Tell whether the database takes nobody's writes: it has become a standby, or its disk is full."""
+    def is_read_only(self, error: BaseException) -> bool:
+        """Tell whether the database takes no writes: it has become a standby, say."""
+        return False
+
+    def is_full(self, error: BaseException) -> bool:
+        """Tell whether the database has no room for what was written."""
         raise NotImplementedError
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
@@ -200,8 +204,11 @@ class PostgreSQL(Dialect):
             return type(error).__name__ in ("OperationalError", "InterfaceError", "ConnectionTimeout", "AdminShutdown")
         return str(code).startswith(self._transient)
 
-    def refuses_writes(self, error: BaseException) -> bool:
-        return getattr(error, "sqlstate", None) in ("25006", "53100")
+    def is_read_only(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) == "25006"
+
+    def is_full(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) == "53100"
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
@@ -212,12 +219,12 @@ class PostgreSQL(Dialect):
         columns = ", ".join(f"{name} {self.kinds[kind]}" for name, kind in batch.columns.items())
         guard = self.sql(batch, batch.guard)
         lock = "update" if batch.assign is None else "no key update"  # hosts' rows may refer to a task meanwhile
+        # The rows' values come from where they were locked: joined a second time, they would be paired one by one.
         head = (
-            f"with v as materialized (select * from json_to_recordset(%s::json) as v({columns})), "
-            f"free as materialized (select task.id from {table} task join v on v.id = task.id where {guard} "
-            f"order by task.id for {lock} of task skip locked) "
+            f"with v as materialized (select v.* from json_to_recordset(%s::json) as v({columns}) "
+            f"join {table} task on v.id = task.id where {guard} order by task.id for {lock} of task skip locked)"
         )
-        where = f"where task.id = v.id and task.id in (select id from free) and {guard}"
+        where = f"where task.id = v.id and {guard}"
         returning = ", ".join(f"task.{name}" for name in ("id", *batch.wanted))
         if batch.assign is None:
             return f"{head} delete from {table} task using v {where} returning {returning}"
@@ -290,8 +297,11 @@ class MySQL(Dialect):
     def undoes_all(self, error: BaseException) -> bool:
         return bool(error.args) and error.args[0] == 1213
 
-    def refuses_writes(self, error: BaseException) -> bool:
-        return bool(error.args) and error.args[0] in (1021, 1114, 1290, 1836)
+    def is_read_only(self, error: BaseException) -> bool:
+        return bool(error.args) and error.args[0] in (1290, 1836)
+
+    def is_full(self, error: BaseException) -> bool:
+        return bool(error.args) and error.args[0] in (1021, 1114)
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         lock, change = batch.rendered.get(self.name) or self._rendered(connection, batch)
@@ -368,7 +378,7 @@ class SQLite(Dialect):
             self._protocol,
         )
 
-    def refuses_writes(self, error: BaseException) -> bool:
+    def is_full(self, error: BaseException) -> bool:
         return getattr(error, "sqlite_errorcode", 0) & 0xFF == self._full
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:

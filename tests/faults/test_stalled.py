@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -30,21 +31,22 @@ def test_a_node_whose_loop_is_blocked_for_three_leases_keeps_its_tasks_and_takes
     other = cluster.start(concurrency=TASKS - 2, lease=LEASE, poll_interval=0.2)
     before, began = beats(cluster, stalled.name), time.monotonic()
 
-    cluster.client.create_tasks([NewTask(type="idle")] * TASKS)
+    idle = cluster.client.create_tasks([NewTask(type="idle")] * TASKS)
     until(lambda: cluster.running()[other.id()] == TASKS - 2, what="the other node to fill its slots")
-    most, last = 0, beats(cluster, stalled.name)
-    while (state := cluster.client.get_task(blocker).state) is State.RUNNING:
-        most, last = max(most, cluster.running()[stalled.id()]), beats(cluster, stalled.name)
+    last = beats(cluster, stalled.name)
+    while (blocking := cluster.client.get_task(blocker)).state is State.RUNNING:
+        last = beats(cluster, stalled.name)
         pause(0.1)
 
-    assert state is State.FINISHED
-    assert most == 1, "two tasks were waiting, and its slots were free"
+    assert blocking.state is State.FINISHED
     assert last - before >= (time.monotonic() - began) / LEASE, "it beat all the time"
-    assert (cluster.client.get_task(blocker).epoch, cluster.taken_over()) == (1, 0)
+    assert (blocking.epoch, cluster.taken_over()) == (1, 0)
     assert not list(cluster.lines("a node was declared lost"))
     (told,) = stalled.lines(BLOCKED)
     assert "time.sleep" in told["message"]
     until(lambda: cluster.running()[stalled.id()] == 2, what="it to take tasks again")
+    taken = [task.started_at for task in map(cluster.client.get_task, idle) if task.node == stalled.id()]
+    assert min(taken) >= blocking.started_at + timedelta(seconds=STALL), "two waited, and it had free slots"
 
 
 def pause(seconds: float) -> None:

@@ -10,11 +10,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import NullPool, create_engine, exc, text
+from sqlalchemy import NullPool, create_engine, exc, make_url, text
 from sqlalchemy.orm import Session
 
 from pyasync import BadArgument, ClaimLost, Finished, Registry, State, TransactionDoomed
 from pyasync.runtime import commits
+from tests.faults.errors import FULL
 from tests.faults.proxy import Proxy
 from tests.runtime.conftest import Nodes
 from tests.runtime.gate import PATIENCE, Gate
@@ -286,22 +287,27 @@ def test_session_that_ends_has_work_repeated_however_that_is_hidden(node: Nodes,
     assert said == {how.__name__: REPEATED for how in (*OPEN, *UNDONE)}
 
 
-@pytest.mark.databases("sqlite")
-def test_table_that_takes_no_more_rows_is_shown_for_what_it_is(
-    node: Nodes, other: Other, monkeypatch: pytest.MonkeyPatch
+def test_disk_that_is_full_is_waited_out_though_beats_find_room(
+    node: Nodes, other: Other, url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """SQLite's code is that of a full disk, which would be waited out."""
-    monkeypatch.setattr(commits, "PATIENCE", 1.0)
-    with other.begin() as connection:
-        connection.exec_driver_sql("create table numbered (id integer primary key autoincrement)")
-        connection.exec_driver_sql(f"insert into numbered values ({2**63 - 1})")
-    trying = Trying(lambda connection: connection.execute(text("insert into numbered values (null)")))
-    started = node(trying.registry)
+    monkeypatch.setattr(commits, "PATIENCE", 0.0)
+    full = FULL[make_url(url).get_backend_name()]
+
+    def grow(connection: Any) -> str:
+        if trying.calls <= 2 * commits.TRIES:
+            full.make(connection.connection.driver_connection)
+        return "done"
+
+    trying = Trying(grow)
+    started = node(trying.registry, lease=1.0)
 
     task = started.wait_task(started.create_task("task", "start"), PATIENCE)
 
-    assert (task.state, task.context) == (State.FAILED, "start")
-    assert "full" in task.error
+    assert (task.state, task.context, task.attempt) == (State.FINISHED, "committed", 1)
+    assert (trying.said, trying.calls) == (["done"], 2 * commits.TRIES + 1)
+    assert effects(other) == [f"call {trying.calls}"]
+    (told,) = [record for record in caplog.records if "no room" in record.message]
+    assert (told.levelname, told.task_id) == ("ERROR", str(task.id))
 
 
 @pytest.mark.databases("postgresql", "mariadb")  # a file ends no session

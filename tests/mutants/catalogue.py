@@ -226,7 +226,7 @@ LOCKS = (
     mutant(
         "writes-wait-for-locks-postgresql",
         "one row that a caller has locked holds up the reports of all",
-        (DIALECTS, "for {lock} of task skip locked) ", "for {lock} of task) "),
+        (DIALECTS, "for {lock} of task skip locked)", "for {lock} of task)"),
         "store/test_writes.py::test_a_locked_row_does_not_hold_up_the_others",
         database="postgresql",
     ),

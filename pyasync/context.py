@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -156,9 +156,14 @@ def current_run() -> Any:
     return run
 
 
-def enter(run: _BaseRun[Any]) -> None:
-    """Make `run` the current one of this context."""
-    _current.set(run)
+def enter(run: _BaseRun[Any]) -> Token[Any]:
+    """Make `run` the current one of this context, until `leave`."""
+    return _current.set(run)
+
+
+def leave(entered: Token[Any]) -> None:
+    """Undo an `enter`."""
+    _current.reset(entered)
 
 
 def on_event_loop() -> bool:

@@ -47,9 +47,8 @@ class Report:
     result: Any = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "phase", Phase(self.phase)
-        )  # its word will do, and what is none fails where it is written
+        if type(self.phase) is not Phase:  # its word will do, and what is none fails where it is written
+            object.__setattr__(self, "phase", Phase(self.phase))
 
 
 def Finished(result: Any = None, context: Any = KEEP, delete: bool = False) -> Report:

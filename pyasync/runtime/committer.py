@@ -146,11 +146,15 @@ class Committer(Service):
             self._items.extendleft(item for at, item in self._later if at <= now)
             self._later = [(at, item) for at, item in self._later if at > now]
         group: list[Item] = []
+        tasks: set[UUID] = set()
         size = 0
         while self._items and len(group) < GROUP_ROWS:
-            size += self._items[0].write.size
-            if group and size > GROUP_SIZE:
+            write = self._items[0].write
+            size += write.size
+            # An old run and a new one of the same task take turns: the store tells the writes of a group by their task.
+            if write.claim.task_id in tasks or (group and size > GROUP_SIZE):
                 break
+            tasks.add(write.claim.task_id)
             group.append(self._items.popleft())
         return group
 

@@ -8,6 +8,8 @@ import os
 import queue
 import sys
 import threading
+import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextvars import copy_context
 from typing import Any, Protocol
@@ -37,6 +39,8 @@ CLOSING = 5.0
 NO_THREAD_DELAY = 1.0
 """Seconds for which a sync task is given back by a process that cannot have another thread."""
 
+SLICE = 0.005
+"""Seconds after which one coroutine that runs one task after the other lets the loop see to all else."""
 
 FORKED = 70
 """The exit code of a child that user code has forked and lets come back."""
@@ -58,7 +62,10 @@ class _Behind(Exception):
 
 
 class Executor:
-    """Runs executions as tasks of a task group on the loop, or in threads of their own if they are sync.
+    """Runs executions in a task group on the loop, or in threads of their own if they are sync.
+
+    A task of the group runs one execution after the other, as long as none has to wait: tasks that never wait cost no
+    spawn each. Before it begins one it has the next task called, which goes on if that one waits.
 
     It is made by the task that hosts the group.
     """
@@ -87,18 +94,39 @@ class Executor:
         self._on_room = on_room
         self._host = _this_task()
         self._pid = os.getpid()
+        self._waiting: deque[Execution] = deque()
+        self._called = False
+        self._context = copy_context()
 
     def launch(self, executions: list[Execution]) -> None:
         """Start runs; call it on the loop."""
-        for execution in executions:
-            self._tasks.start_soon(self._drive, execution)
+        self._waiting.extend(executions)
+        self._call_next()
 
-    async def _drive(self, execution: Execution) -> None:
-        outcome: Outcome | None = None
+    def _call_next(self) -> None:
+        """Have one more task run what waits, unless one is about to begin."""
+        if self._waiting and not self._called:
+            self._called = True
+            self._context.run(self._tasks.start_soon, self._run_waiting)
+
+    async def _run_waiting(self) -> None:
+        self._called = False
+        clean, until = copy_context(), time.monotonic() + SLICE
         with anyio.CancelScope() as scope:
-            execution.cancel = scope.cancel
+            # Not after a run that was cancelled, or that has set a variable of its context.
+            while self._waiting and time.monotonic() < until and not scope.cancel_called and copy_context() == clean:
+                execution = self._waiting.popleft()
+                self._call_next()
+                await self._drive(execution, scope)
+        self._call_next()
+
+    async def _drive(self, execution: Execution, scope: anyio.CancelScope) -> None:
+        execution.cancel = scope.cancel
+        try:
             outcome = await self._outcome(execution)
-        self.left(execution)
+        finally:
+            execution.cancel = None
+            self.left(execution)
         if outcome is not None and not (execution.let_go or execution.ended):
             self._end(execution, outcome)
 
@@ -140,7 +168,13 @@ class Executor:
             execution.run = run = self._run(execution)
         except BaseException as error:
             return self._unread(execution, error)
-        context.enter(run)
+        entered = context.enter(run)
+        try:
+            return await self._ran(execution, run)
+        finally:
+            context.leave(entered)
+
+    async def _ran(self, execution: Execution, run: Any) -> Outcome:
         try:
             thread = None if execution.body.is_async else self._thread(execution)
         except RuntimeError:

@@ -481,7 +481,7 @@ class Node(Client):
         if not (execution.let_go or execution.ended or execution.ending):
             execution.let_go = True
             write = self._endings.ending(execution, Stopped())
-            write.release = new_fence()
+            write.new_fence = new_fence()
             self._committer.force(execution, write)
         self._soon(self._cancel, execution)
 

@@ -11,12 +11,12 @@ from uuid import UUID
 
 from pyasync.context import AsyncStop, Stop
 from pyasync.domain.queues import PROBATION_LOSSES
-from pyasync.domain.states import Mark, Stage
+from pyasync.domain.states import OWNED, Mark, Stage
 from pyasync.domain.task import Claim
 from pyasync.registry import Body, TaskType
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Execution:
     """One run on this node: the claim, the row as it was claimed, and where the run stands.
 
@@ -53,14 +53,13 @@ class Execution:
     """Cancels its coroutine; set on the loop."""
     writing: threading.Lock = field(default_factory=threading.Lock)
     """Held by `run.commit`, so that one write is under way at a time."""
+    body: Body = field(init=False)
+    """What it runs."""
 
-    @property
-    def body(self) -> Body:
-        """What it runs."""
-        if self.stage is Stage.RUNNING:
-            return self.task_type.running
-        assert self.task_type.deleting is not None, "a type without clean-up is removed, not run"
-        return self.task_type.deleting
+    def __post_init__(self) -> None:
+        body = self.task_type.running if self.stage is Stage.RUNNING else self.task_type.deleting
+        assert body is not None, "a type without clean-up is removed, not run"
+        self.body = body
 
     def wish(self, mark: Mark) -> str | None:
         """Return what a user wants of the task since it was claimed, which is why it is to stop; None: nothing."""
@@ -78,8 +77,8 @@ class Runs:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._by_fence: dict[tuple[UUID, UUID], Execution] = {}
-        self._held: Counter[tuple[Stage, str]] = Counter()
+        self._by_fence: dict[tuple[int, int], Execution] = {}
+        self._held: dict[Stage, Counter[str]] = {stage: Counter() for stage in OWNED}
         self.changed = threading.Condition(self._lock)
 
     def add(self, execution: Execution) -> None:
@@ -115,15 +114,15 @@ class Runs:
         return free
 
     def _count(self, execution: Execution, change: int) -> None:
-        self._held[execution.stage, execution.task_type.name] += change
+        self._held[execution.stage][execution.task_type.name] += change
 
     @staticmethod
-    def _key(execution: Execution) -> tuple[UUID, UUID]:
-        return (execution.claim.task_id, execution.claim.fence)
+    def _key(execution: Execution) -> tuple[int, int]:
+        return (execution.claim.task_id.int, execution.claim.fence.int)  # UUIDs themselves take long to hash
 
     def find(self, task_id: UUID, fence: UUID) -> Execution | None:
         """Return a run by its task and fence."""
-        return self._by_fence.get((task_id, fence))
+        return self._by_fence.get((task_id.int, fence.int))
 
     def __iter__(self) -> Iterator[Execution]:
         """Iterate over the runs there are now."""
@@ -137,7 +136,7 @@ class Runs:
     def held(self, stage: Stage) -> dict[str, int]:
         """Count the slots taken in a stage, by type."""
         with self._lock:
-            return {name: number for (held, name), number in self._held.items() if held is stage and number}
+            return {name: number for name, number in self._held[stage].items() if number}
 
     @property
     def probing(self) -> bool:

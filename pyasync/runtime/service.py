@@ -55,7 +55,8 @@ class Service:
 
     def wake(self) -> None:
         """Make the next round begin at once."""
-        self._awake.set()
+        if not self._awake.is_set():
+            self._awake.set()
 
     def pause(self, seconds: float) -> None:
         """Wait for the next round, or until woken."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -97,6 +98,10 @@ class Dialect:
     """Can wake up sessions of other processes."""
     embedded = False
     """Is a file that nobody else administers."""
+    has_arrays = False
+    """Takes a list as one parameter."""
+    returns_joined = False
+    """An UPDATE can return columns of what it was joined with."""
 
     def begin(self, connection: Connection, *, write: bool) -> None:
         """Begin a transaction; one that writes takes the write lock at once where there is only one."""
@@ -157,6 +162,8 @@ class PostgreSQL(Dialect):
     name = "postgresql"
     kinds = {"id": "uuid", "text": "text", "int": "bigint", "real": "double precision"}
     notifies = True
+    has_arrays = True
+    returns_joined = True
 
     @contextmanager
     def autocommit(self, connection: Connection) -> Iterator[None]:
@@ -212,19 +219,19 @@ class PostgreSQL(Dialect):
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
-        found = connection.exec_driver_sql(sql, (_document(rows, str),))
+        found = connection.exec_driver_sql(sql, (document(rows),))
         return [(row[0], dict(zip(batch.wanted, row[1:], strict=True))) for row in found]
 
     def _render(self, batch: Batch, table: str) -> str:
         columns = ", ".join(f"{name} {self.kinds[kind]}" for name, kind in batch.columns.items())
         guard = self.sql(batch, batch.guard)
         lock = "update" if batch.assign is None else "no key update"  # hosts' rows may refer to a task meanwhile
-        # The rows' values come from where they were locked: joined a second time, they would be paired one by one.
+        # Row by row, by the id alone: misled by the other conditions, the planner may pair all with all.
         head = (
-            f"with v as materialized (select v.* from json_to_recordset(%s::json) as v({columns}) "
-            f"join {table} task on v.id = task.id where {guard} order by task.id for {lock} of task skip locked)"
+            f"with v as materialized (select v.* from json_to_recordset(%s::json) as v({columns}) cross join lateral "
+            f"(select from {table} task where task.id = v.id and {guard} for {lock} of task skip locked) free)"
         )
-        where = f"where task.id = v.id and {guard}"
+        where = "where task.id = v.id"  # what was locked stays as the guard has found it
         returning = ", ".join(f"task.{name}" for name in ("id", *batch.wanted))
         if batch.assign is None:
             return f"{head} delete from {table} task using v {where} returning {returning}"
@@ -305,11 +312,11 @@ class MySQL(Dialect):
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         lock, change = batch.rendered.get(self.name) or self._rendered(connection, batch)
-        found = connection.exec_driver_sql(lock, (_document(rows, _hex),)).all()
+        found = connection.exec_driver_sql(lock, (document(rows),)).all()
         locked = {UUID(bytes=bytes(row[0])): dict(zip(batch.wanted, row[1:], strict=True)) for row in found}
         if locked:
             kept = [{**row, "was_stage": was["stage"], "was_mark": was["mark"]} for row, was in _matched(rows, locked)]
-            connection.exec_driver_sql(change, (_document(kept, _hex),))
+            connection.exec_driver_sql(change, (document(kept),))
         return list(locked.items())
 
     def _render(self, batch: Batch, table: str) -> tuple[str, str]:
@@ -339,7 +346,7 @@ class MySQL(Dialect):
 
     def _v(self, expression: str) -> str:
         """Turn the rows' ids from hexadecimal into bytes."""
-        for name in ("v.fence", "v.new_fence", "v.node_id"):
+        for name in ("v.fence", "v.new_fence"):
             expression = expression.replace(name, f"unhex({name})")
         return expression
 
@@ -384,7 +391,8 @@ class SQLite(Dialect):
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
         sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
         execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
-        found = [execute(sql, _in_bytes(row)).fetchall() for row in rows]
+        blank = dict.fromkeys(batch.columns)
+        found = [execute(sql, blank | _in_bytes(row)).fetchall() for row in rows]
         return [(UUID(bytes=row[0]), dict(zip(batch.wanted, row[1:], strict=True))) for some in found for row in some]
 
     def _render(self, batch: Batch, table: str) -> str:
@@ -459,12 +467,16 @@ def _sized_query(dbapi: Any, limit: int, sql: str | bytes, unbuffered: bool = Fa
     return type(dbapi).query(dbapi, packet, unbuffered)
 
 
-def _document(rows: Sequence[Row], text: Callable[[UUID], str]) -> str:
-    return json.dumps(rows, ensure_ascii=False, separators=(",", ":"), default=text)
+def document(rows: Sequence[Row]) -> str:
+    """Return rows as one JSON document, from which a statement reads them."""
+    return _encode(rows)
 
 
-def _hex(value: UUID) -> str:
-    return value.hex
+def _text(value: UUID | datetime) -> str:
+    return value.hex if isinstance(value, UUID) else value.isoformat()
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_text).encode
 
 
 def _in_bytes(row: Row) -> Row:

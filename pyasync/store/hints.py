@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import time
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, bindparam, func, select
 
 from pyasync.store.database import Database, Tx
 
@@ -34,7 +34,10 @@ def channel(schema: str | None) -> str:
 def notify(tx: Tx, hint: str) -> None:
     """Wake up other processes' nodes, where the database can; outside a data transaction, which it would make wait."""
     if tx.dialect.notifies:
-        tx.execute(select(func.pg_notify(channel(tx.schema), hint)))
+        tx.execute(_NOTIFY, {"channel": channel(tx.schema), "hint": hint})
+
+
+_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("hint", type_=Text)))
 
 
 class Sender:

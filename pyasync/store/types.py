@@ -36,6 +36,12 @@ class Id(TypeDecorator[UUID]):
             return dialect.type_descriptor(mysql.BINARY(16))
         return dialect.type_descriptor(LargeBinary(16))
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        """Save a call for each value where the driver brings it as we want it."""
+        if dialect.name == "postgresql":
+            return self.load_dialect_impl(dialect).result_processor(dialect, coltype)
+        return super().result_processor(dialect, coltype)
+
     def process_bind_param(self, value: UUID | None, dialect: Dialect) -> Any:
         """Hand a UUID to the driver."""
         return value if value is None or dialect.name == "postgresql" else value.bytes
@@ -58,6 +64,10 @@ class Name(TypeDecorator[str]):
         if dialect.name in _MYSQL:
             return dialect.type_descriptor(mysql.VARBINARY(255))
         return dialect.type_descriptor(Text())
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        """Save a call for each value where the driver brings it as we want it."""
+        return super().result_processor(dialect, coltype) if dialect.name in _MYSQL else None
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
         """Hand a name to the driver."""

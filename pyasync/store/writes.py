@@ -39,7 +39,7 @@ class Write:
     """One fenced write: a report (`event` None), or the end of a run. What is None stays as it is in the row.
 
     `errors` is what is stored if the attempt failed, `cancelled` if the task's mark turns out to be cancel. `delay`
-    (seconds) is when a retry may be claimed. `release` is a new fence for a run that may still be writing.
+    (seconds) is when a retry may be claimed. `new_fence` is for a run that may still be writing.
     """
 
     claim: Claim
@@ -55,7 +55,7 @@ class Write:
     delay: float | None = None
     note: str | None = None
     removes: bool = False
-    release: UUID | None = None
+    new_fence: UUID | None = None
 
     @property
     def size(self) -> int:
@@ -86,17 +86,21 @@ class Written:
     """Found by reading: another statement stored it, if it is stored."""
 
 
+_STORED = {mark.value: Written(Fate.STORED, mark) for mark in Mark}
+
+
 def write(tx: Tx, writes: Sequence[Write]) -> list[Written]:
     """Store a group of writes, at most one for each task, without ever waiting for a row's lock."""
-    done: dict[UUID, Mark] = {}
+    done: dict[UUID, Written] = {}
     reports = [each for each in writes if each.event is None]
-    endings = [each for each in writes if each.event is not None]
+    removals = [each for each in writes if each.removes]
     if reports:
         _store(tx, _reports(tx.schema), reports, done)
-    if any(each.removes for each in endings):
-        _store(tx, _removals(tx.schema), [each for each in endings if each.removes], done)
-    if rest := [each for each in endings if each.claim.task_id not in done]:
-        _store(tx, _endings(tx.schema), rest, done)
+    if removals:
+        _store(tx, _removals(tx.schema), removals, done)
+    for event in ENDINGS:
+        if some := [each for each in writes if each.event is event and each.claim.task_id not in done]:
+            _store(tx, _endings(tx.schema, event), some, done)
     return _judged(tx, writes, done)
 
 
@@ -115,18 +119,15 @@ def read_back(tx: Tx, doubtful: Write) -> Written:
     return _read_back(tx, [doubtful])[doubtful.claim.task_id]
 
 
-def _store(tx: Tx, batch: Batch, writes: Sequence[Write], done: dict[UUID, Mark]) -> None:
+def _store(tx: Tx, batch: Batch, writes: Sequence[Write], done: dict[UUID, Written]) -> None:
     rows = [_row(batch, each) for each in writes]
-    done.update({task_id: Mark(row["mark"]) for task_id, row in tx.dialect.write(tx.connection, batch, rows)})
+    done.update({task_id: _STORED[row["mark"]] for task_id, row in tx.dialect.write(tx.connection, batch, rows)})
 
 
-def _judged(tx: Tx, writes: Sequence[Write], done: dict[UUID, Mark]) -> list[Written]:
+def _judged(tx: Tx, writes: Sequence[Write], done: dict[UUID, Written]) -> list[Written]:
     doubtful = [each for each in writes if each.claim.task_id not in done]
-    read = _read_back(tx, doubtful) if doubtful else {}
-    return [
-        Written(Fate.STORED, done[task_id]) if (task_id := each.claim.task_id) in done else read[task_id]
-        for each in writes
-    ]
+    known = done | _read_back(tx, doubtful) if doubtful else done
+    return [known[each.claim.task_id] for each in writes]
 
 
 def _read_back(tx: Tx, writes: Sequence[Write]) -> dict[UUID, Written]:
@@ -144,11 +145,11 @@ def judge(doubtful: Write, row: Any) -> Written:
     if row is None:
         return Written(Fate.STORED if doubtful.removes else Fate.LOST)
     # A run that is let go of may have written meanwhile: that its end is stored shows by the new fence alone.
-    if row.fence == (doubtful.release or claim.fence) and (doubtful.release or row.seq == claim.seq + 1):
+    if row.fence == (doubtful.new_fence or claim.fence) and (doubtful.new_fence or row.seq == claim.seq + 1):
         return Written(Fate.STORED, Mark(row.mark))
     if row.fence != claim.fence or row.stage not in OWNED:
         return Written(Fate.LOST, Mark(row.mark))
-    if row.seq == claim.seq or doubtful.release is not None:
+    if row.seq == claim.seq or doubtful.new_fence is not None:
         return Written(Fate.UNSTORED, Mark(row.mark))
     return Written(Fate.BEHIND if row.seq < claim.seq else Fate.LOST, Mark(row.mark), row.seq)
 
@@ -162,36 +163,29 @@ def dump_errors(errors: Sequence[dict[str, Any]]) -> str:
 
 _FENCED = {"id": "id", "fence": "id", "seq": "int"}
 _REPORTED = {"context": "text", "version": "int", "progress": "real", "message": "text", "result": "text"}
-_ENDED = {"event": "text", "errors": "text", "cancelled": "text", "attempt": "int", "delay": "real", "note": "text"}
-_NEW_FENCE = {"new_fence": "id", "removes": "int"}
+_ENDED = {"note": "text", "new_fence": "id", "removes": "text"}
+_STOPPED = {"cancelled": "text"}
+_FAILED = {"errors": "text"}
+_RETRIED = {**_STOPPED, **_FAILED, "attempt": "int", "delay": "real"}
+_BROUGHT: dict[Event, dict[str, str]] = {
+    Event.SYS_PAUSE: _STOPPED,
+    Event.TASK_FINISHED: {},
+    Event.TASK_FAILED: _FAILED,
+    Event.SYS_RETRY: _RETRIED,
+}
+"""What an end brings beside what any write may: each has a statement of its own, that compares no more than it must."""
 
 _KEPT = {name: f"coalesce(v.{name}, task.{name})" for name in _REPORTED}
 
 
 def _row(batch: Batch, write: Write) -> dict[str, Any]:
+    """Return what a write brings; what it leaves out is null."""
     claim = write.claim
     row: dict[str, Any] = {"id": claim.task_id, "fence": claim.fence, "seq": claim.seq}
     for name in batch.columns:
-        if name not in row:
-            row[name] = _GETTERS[name](write)
+        if name not in _FENCED and (value := getattr(write, name)) is not None and value is not False:
+            row[name] = value
     return row
-
-
-_GETTERS: dict[str, Callable[[Write], Any]] = {
-    "context": lambda write: write.context,
-    "version": lambda write: write.version,
-    "progress": lambda write: write.progress,
-    "message": lambda write: write.message,
-    "result": lambda write: write.result,
-    "event": lambda write: write.event and write.event.value,
-    "errors": lambda write: write.errors,
-    "cancelled": lambda write: write.cancelled,
-    "attempt": lambda write: write.attempt,
-    "delay": lambda write: write.delay,
-    "note": lambda write: write.note,
-    "new_fence": lambda write: write.release,
-    "removes": lambda write: int(write.removes),
-}
 
 
 @lru_cache
@@ -208,72 +202,83 @@ def _removals(schema: str | None) -> Batch:
 
 
 @lru_cache
-def _endings(schema: str | None) -> Batch:
+def _endings(schema: str | None, event: Event) -> Batch:
     """Write the other ends. A removal that another's lock kept out is one of them only if its row goes to clean-up."""
     cleaned = f"task.stage = '{Stage.RUNNING.value}' and task.mark = '{Mark.DELETE.value}'"
-    guard = f"{HELD} and (v.removes = 0 or {cleaned}) and {_when(lambda status: True)}"
-    columns = _FENCED | _REPORTED | _ENDED | _NEW_FENCE
-    return Batch(tables(schema).task, columns, guard, _ending_assignments())
+    guard = f"{HELD} and (v.removes is null or {cleaned}) and {_when(event, lambda status: True)}"
+    columns = _FENCED | _REPORTED | _ENDED | _BROUGHT[event]
+    return Batch(tables(schema).task, columns, guard, _ending_assignments(event))
 
 
-def _ending_assignments() -> dict[str, str]:
-    claimable = _when(lambda status: queue_of(status) is not None)
-    waits = f"v.delay is not null and {_when(lambda status: status.stage is Stage.PENDING)}"
-    ended = _when(lambda status: status.stage in ENDED)
-    unkeyed = _when(lambda status: status.stage in ENDED or status.mark is Mark.DELETE)
-    deleted = f"was.stage = '{Stage.RUNNING.value}' and was.mark = '{Mark.DELETE.value}'"
-    stopped = f"v.event in ('{Event.SYS_PAUSE.value}', '{Event.SYS_RETRY.value}')"
-    cancelled = f"was.mark = '{Mark.CANCEL.value}' and {stopped}"
-    waits = f"{waits} and not ({deleted})"
+def _ending_assignments(event: Event) -> dict[str, str]:
+    brings = _BROUGHT[event]
+    claimable = _when(event, lambda status: queue_of(status) is not None)
+    pending = _when(event, lambda status: status.stage is Stage.PENDING)
+    ended = _when(event, lambda status: status.stage in ENDED)
+    unkeyed = _when(event, lambda status: status.stage in ENDED or status.mark is Mark.DELETE)
+    deleted = f"(was.stage = '{Stage.RUNNING.value}' and was.mark = '{Mark.DELETE.value}')"
+    waits = f"(v.delay is not null and {pending} and not {deleted})" if "delay" in brings else "1 = 0"
+    later = "{after:v.delay}" if "delay" in brings else "task.due_at"
     return _KEPT | {
         "seq": "task.seq + 1",
         "fence": "coalesce(v.new_fence, task.fence)",
         "node_id": "null",
-        "errors": f"coalesce(case when {cancelled} then v.cancelled end, v.errors, task.errors)",
-        "attempt": f"case when {deleted} then 1 else coalesce(v.attempt, task.attempt) end",
+        "errors": _errors(brings),
+        "attempt": f"case when {deleted} then 1 else {_brought('attempt', brings)} end",
         "losses": f"case when {deleted} then 0 else task.losses end",
         "note": "v.note",
-        "queue": f"case when {waits} then null when {claimable} then {_queue_case(deleted)} else null end",
-        "due_at": f"case when {waits} then {{after:v.delay}} else null end",
-        "run_at": f"case when {deleted} then null when {waits} then {{after:v.delay}} else task.run_at end",
+        "queue": f"case when {waits} then null when {claimable} then {_queue_case(event, deleted)} else null end",
+        "due_at": f"case when {waits} then {later} else null end",
+        "run_at": f"case when {deleted} then null when {waits} then {later} else task.run_at end",
         "ready_at": f"case when {claimable} then {{now}} else task.ready_at end",
         "done_at": f"case when {ended} then {{now}} else null end",
         "purge_at": f"case when {ended} then {{after:task.keep}} else null end",
         "held_key": f"case when {unkeyed} then null else task.held_key end",
-        "stage": _next(lambda status: status.stage.value, "was.stage"),
-        "mark": _next(lambda status: status.mark.value, "was.mark"),
+        "stage": _next(event, lambda status: status.stage.value, "was.stage"),
+        "mark": _next(event, lambda status: status.mark.value, "was.mark"),
     }
 
 
-def _cells() -> list[tuple[Status, Event, Status]]:
-    """List what the table says of the ends of a run, but for removals."""
+def _errors(brings: dict[str, str]) -> str:
+    if "cancelled" not in brings:
+        return _brought("errors", brings)
+    cancelled = f"case when was.mark = '{Mark.CANCEL.value}' then v.cancelled end"
+    return f"coalesce({cancelled}, {_brought('errors', brings)})"
+
+
+def _brought(column: str, brings: dict[str, str]) -> str:
+    return f"coalesce(v.{column}, task.{column})" if column in brings else f"task.{column}"
+
+
+def _cells(event: Event) -> list[tuple[Status, Status]]:
+    """List what the table says of an end of a run, but for removals."""
     return [
-        (status, event, target)
+        (status, target)
         for status, row in TABLE.items()
-        for event, target in row.items()
-        if status.stage in OWNED and event in ENDINGS and target is not None
+        if status.stage in OWNED and (target := row.get(event)) is not None
     ]
 
 
-def _is(status: Status, event: Event) -> str:
-    return f"(was.stage = '{status.stage.value}' and was.mark = '{status.mark.value}' and v.event = '{event.value}')"
+def _is(status: Status) -> str:
+    return f"(was.stage = '{status.stage.value}' and was.mark = '{status.mark.value}')"
 
 
-def _when(holds: Callable[[Status], bool]) -> str:
+def _when(event: Event, holds: Callable[[Status], bool]) -> str:
     """Render: the status after the event is one for which this holds."""
-    return "(" + " or ".join(_is(status, event) for status, event, target in _cells() if holds(target)) + ")"
+    cells = [_is(status) for status, target in _cells(event) if holds(target)]
+    return f"({' or '.join(cells)})" if cells else "1 = 0"
 
 
-def _next(column: Callable[[Status], str], current: str) -> str:
+def _next(event: Event, column: Callable[[Status], str], current: str) -> str:
     values: dict[str, list[str]] = {}
-    for status, event, target in _cells():
-        values.setdefault(column(target), []).append(_is(status, event))
+    for status, target in _cells(event):
+        values.setdefault(column(target), []).append(_is(status))
     arms = " ".join(f"when {' or '.join(cells)} then '{value}'" for value, cells in values.items())
     return f"case {arms} else {current} end"
 
 
-def _queue_case(deleted: str) -> str:
+def _queue_case(event: Event, deleted: str) -> str:
     """Render the queue of a task that can be claimed; one that goes to clean-up has killed no node with that."""
-    in_delete = _when(lambda status: status.mark is Mark.DELETE)
-    suspect = f"task.losses >= {PROBATION_LOSSES} and not ({deleted})"
+    in_delete = _when(event, lambda status: status.mark is Mark.DELETE)
+    suspect = f"task.losses >= {PROBATION_LOSSES} and not {deleted}"
     return f"case when {suspect} then 'probation' when {in_delete} then 'delete' else 'run' end"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
 from pyasync import Finished, Node, Registry, State
+from pyasync.ids import new_fence
 from pyasync.runtime.keeper import boot_clock
+from pyasync.store import claims
 from tests.runtime.blips import Blips
 from tests.runtime.conftest import Nodes
 from tests.runtime.gate import PATIENCE, Gate
@@ -112,6 +114,35 @@ def test_node_that_was_declared_lost_tells_its_runs_and_joins_again(node: Nodes,
     until(lambda: told == ["runs", "lost"], 10.0, "the run to be told")
     assert started.result(task_id, PATIENCE) == 2
     assert other.row(task_id).losses == 1
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=["old-first", "new-first"])
+def test_report_of_an_old_run_is_refused_beside_one_of_the_new_run_on_the_same_node(
+    node: Nodes, order: tuple[int, int]
+) -> None:
+    gates = {1: Gate(), 2: Gate()}
+    acknowledged: list[int] = []
+
+    async def body(run: Any) -> AsyncIterator[Any]:
+        await gates[run.epoch].apass()
+        yield run.epoch
+        acknowledged.append(run.epoch)
+
+    started = node(registered(body), lease=60.0)  # no beat that would tell the old run
+    task_id = started.create_task("task")
+    gates[1].wait_for()
+    started._database.run(claims.take_over, started.health().node_id, "this one", new_fence())
+    gates[2].wait_for()
+
+    with started._committer._round_lock:  # both reports wait for the same round
+        for waiting, epoch in enumerate(order, 1):
+            gates[epoch].open()
+            until(lambda waiting=waiting: len(started._committer._items) == waiting)
+    task = started.wait_task(task_id, PATIENCE)
+    until(lambda: len(started._runs) == 0, PATIENCE, "both runs to end")
+
+    assert acknowledged == [2]
+    assert (task.context, task.seq, task.epoch) == (2, 2, 2)
 
 
 def test_node_that_cannot_renew_its_lease_claims_nothing(node: Nodes, other: Other) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,10 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from pyasync.settings import Settings
-from pyasync.store import lockfiles, locks
+from pyasync.store import inotify, lockfiles, locks
 from pyasync.store.database import Database, Tx
 from pyasync.store.hints import MARK, NAME_LIMIT, RUN, channel, notify
-from pyasync.store.line import Line, LineLost, open_line
+from pyasync.store.line import LOOKS_LAST, Line, LineLost, _SQLiteLine, open_line
 from pyasync.store.probes import held
 from tests.store.holder import LEASE, Holder
 from tests.waiting import until
@@ -52,6 +53,11 @@ def _opened(url: str, **settings: Any) -> Iterator[Database]:
 def _held(database: Database, key: str | None) -> bool | None:
     assert key is not None
     return database.once(held, [key])[key]
+
+
+def _write(tx: Tx) -> None:
+    tx.execute(text("create table if not exists written (x integer)"))
+    tx.execute(text("insert into written values (1)"))
 
 
 def _after(delay: float, deed: Callable[[], object]) -> threading.Timer:
@@ -481,6 +487,44 @@ def test_write_between_two_waits_is_not_missed(sqlite_url: str) -> None:
         assert line.wait(LONG) == {RUN, MARK}
 
         line.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of writing")
+def test_line_looks_at_a_file_only_while_somebody_writes(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    look = _SQLiteLine._current
+    monkeypatch.setattr(_SQLiteLine, "_current", lambda line: looks.append(time.monotonic()) or look(line))
+    database = Database(sqlite_url, Settings(lease=LEASE))
+    line = open_line(database, fast=True, deadline=DEADLINE)
+    database.once(_write)
+    while line.wait(2 * LOOKS_LAST):
+        pass
+    looks.clear()
+
+    assert line.wait(1.0) == frozenset()
+    assert looks == [], "nobody has written"
+
+    timer = _after(0.2, lambda: database.once(_write))
+    assert line.wait(LONG)
+    assert 0 < len(looks) < 50
+    timer.join()
+    line.close()
+    database.close()
+
+
+def test_line_looks_again_and_again_where_the_system_does_not_tell_of_writing(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inotify.sys, "platform", "other")
+    database = Database(sqlite_url, Settings(lease=LEASE))
+    line = open_line(database, fast=True, deadline=DEADLINE)
+
+    timer = _after(0.2, lambda: database.once(_write))
+
+    assert line.wait(LONG)
+    timer.join()
+    line.close()
+    database.close()
 
 
 def test_own_write_does_not_wake_up(sqlite_url: str) -> None:

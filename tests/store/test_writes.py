@@ -652,7 +652,7 @@ def test_a_run_is_let_go_of_after_whatever_it_wrote_meanwhile(
     for seq in range(written_meanwhile):
         store(database, Write(claim.after(seq), context=str(seq)))
 
-    fate = force(database, Write(claim, Event.SYS_PAUSE, release=release))
+    fate = force(database, Write(claim, Event.SYS_PAUSE, new_fence=release))
 
     row = rows.get(claim.task_id)
     assert fate is Fate.STORED
@@ -671,7 +671,7 @@ def test_letting_go_of_a_locked_row_is_to_be_tried_again(
     claim, release = rows.claimed(), new_fence()
     for seq in range(written_meanwhile):
         store(database, Write(claim.after(seq), context=str(seq)))
-    write = Write(claim, Event.SYS_PAUSE, release=release)
+    write = Write(claim, Event.SYS_PAUSE, new_fence=release)
 
     with rows.locked(claim.task_id):
         under_lock = force(database, write)
@@ -684,7 +684,7 @@ def test_letting_go_of_a_locked_row_is_to_be_tried_again(
 @pytest.mark.parametrize("written_meanwhile", [0, 1, 2])
 def test_letting_go_twice_is_letting_go_once(database: Database, rows: Rows, written_meanwhile: int) -> None:
     claim = rows.claimed()
-    write = Write(claim, Event.SYS_PAUSE, release=new_fence())
+    write = Write(claim, Event.SYS_PAUSE, new_fence=new_fence())
     for seq in range(written_meanwhile):
         store(database, Write(claim.after(seq), context=str(seq)))
     first = force(database, write)
@@ -698,7 +698,7 @@ def test_letting_go_goes_by_the_mark_too(database: Database, rows: Rows) -> None
     for status, after in {"running, delete": "pending, delete", "running, pause": "paused, pause"}.items():
         claim = claimed_then_marked(rows, status)
 
-        force(database, Write(claim, Event.SYS_PAUSE, release=new_fence()))
+        force(database, Write(claim, Event.SYS_PAUSE, new_fence=new_fence()))
 
         assert rows.status(claim.task_id) == after
 
@@ -710,7 +710,7 @@ def test_what_has_ended_or_is_anothers_cannot_be_let_go_of(database: Database, r
     rows.drop(gone.task_id)
     before = rows.all()
 
-    assert [force(database, Write(each, Event.SYS_PAUSE, release=new_fence())) for each in (ended, taken, gone)] == [
+    assert [force(database, Write(each, Event.SYS_PAUSE, new_fence=new_fence())) for each in (ended, taken, gone)] == [
         Fate.LOST
     ] * 3
     assert rows.all() == before

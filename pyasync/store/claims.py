@@ -24,6 +24,7 @@ from sqlalchemy import (
     false,
     func,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -263,23 +264,27 @@ def _taking(schema: str | None, arrays: bool) -> Update:
 
 def _taking_where(table: Table[Any], among: ColumnElement[bool]) -> Update:
     column = table.c
-    cleaning = column.mark == Mark.DELETE.value
     values = {
-        "stage": case((cleaning, Stage.DELETING.value), else_=Stage.RUNNING.value),
-        "queue": None,
+        "stage": case((column.mark == _word(Mark.DELETE), _word(Stage.DELETING)), else_=_word(Stage.RUNNING)),
+        "queue": null(),
         "node_id": bindparam("new_node", type_=column.node_id.type),
         "fence": bindparam("new_fence", type_=column.fence.type),
-        "epoch": column.epoch + 1,
+        "epoch": column.epoch + literal_column("1"),
         "started_at": now(),
         "on_node_loss": bindparam("type_on_node_loss", type_=column.on_node_loss.type),
         "max_losses": bindparam("type_max_losses", type_=column.max_losses.type),
         "keep": func.coalesce(column.keep, bindparam("type_keep", type_=column.keep.type)),
     }
     claimable = (
-        column.stage.in_([Stage.PENDING.value, Stage.PAUSED.value]),
-        column.mark.in_([Mark.RUN.value, Mark.DELETE.value]),
+        or_(column.stage == _word(Stage.PENDING), column.stage == _word(Stage.PAUSED)),
+        or_(column.mark == _word(Mark.RUN), column.mark == _word(Mark.DELETE)),
     )
     return updating_where(table, among).where(column.queue.is_not(None), *claimable).values(values)
+
+
+def _word(word: Stage | Mark) -> ColumnElement[Any]:
+    """Render a word of ours as it is: a list of parameters would be rendered anew with every execution."""
+    return literal_column(f"'{word.value}'")
 
 
 def remove_deleted(tx: Tx, types: Sequence[str], limit: int = REMOVAL_BATCH) -> int:

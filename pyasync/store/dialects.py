@@ -33,6 +33,9 @@ _AFTER = {
     "sqlite": "strftime('%Y-%m-%d %H:%M:%f000', 'now', ({}) || ' seconds')",
 }
 
+FEW = 10
+"""Rows of a batch for which a statement of its own is worth while."""
+
 _MIGRATION = 3600.0  # seconds: what a change of a large table, or the wait for another process's, may take
 _MIGRATION_IDLE = 60  # seconds after which a process that hangs in the middle of one loses its session
 _MIGRATION_BLOCKS = 15  # seconds: while a change waits for a table, everybody else waits behind it
@@ -218,17 +221,24 @@ class PostgreSQL(Dialect):
         return getattr(error, "sqlstate", None) == "53100"
 
     def write(self, connection: Connection, batch: Batch, rows: Sequence[Row]) -> list[tuple[UUID, Row]]:
-        sql = batch.rendered.get(self.name) or self._rendered(connection, batch)
-        found = connection.exec_driver_sql(sql, (document(rows),))
+        few, many = batch.rendered.get(self.name) or self._rendered(connection, batch)
+        found = connection.exec_driver_sql(few if len(rows) <= FEW else many, (document(rows),))
         return [(row[0], dict(zip(batch.wanted, row[1:], strict=True))) for row in found]
 
-    def _render(self, batch: Batch, table: str) -> str:
+    def _render(self, batch: Batch, table: str) -> tuple[str, str]:
+        """Render for few rows and for many: the planner takes any document for one of a hundred, and may prefer to
+        read the whole table for so many.
+        """
+        return self._limited(batch, table, f"limit {FEW}"), self._limited(batch, table, "")
+
+    def _limited(self, batch: Batch, table: str, limit: str) -> str:
         columns = ", ".join(f"{name} {self.kinds[kind]}" for name, kind in batch.columns.items())
         guard = self.sql(batch, batch.guard)
         lock = "update" if batch.assign is None else "no key update"  # hosts' rows may refer to a task meanwhile
         # Row by row, by the id alone: misled by the other conditions, the planner may pair all with all.
         head = (
-            f"with v as materialized (select v.* from json_to_recordset(%s::json) as v({columns}) cross join lateral "
+            f"with v as materialized (select v.* from (select * from json_to_recordset(%s::json) as v({columns}) "
+            f"{limit}) v cross join lateral "
             f"(select from {table} task where task.id = v.id and {guard} for {lock} of task skip locked) free)"
         )
         where = "where task.id = v.id"  # what was locked stays as the guard has found it

@@ -267,7 +267,7 @@ class Tasks:
         if write.delay is not None and target.stage is Stage.PENDING and not row.goes_to_cleaning(target):
             row.run_at = row.due = When.TOMORROW if write.delay else When.AT_ONCE
         row.done = False
-        row.let_go(target, write.release or row.fence)
+        row.let_go(target, write.new_fence or row.fence)
 
     def release(self, row: Expected, fence: UUID) -> None:
         """Let go of a task that its node knows nothing of."""

@@ -424,7 +424,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Let go of a run that may still write."""
         claim = self._some_claim(pick)
         write = self._write(claim, Event.SYS_PAUSE, 0.0, removes=False)
-        write.release = new_fence()
+        write.new_fence = new_fence()
         stands = self._stands(claim)
 
         written = self.bed.database.once(writes.force, write)
@@ -477,21 +477,49 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- those who clear up
 
-    @action(weight=5, needs="owners", pick=picks, limit=st.sampled_from([1, 500]))
-    def lose_an_owner(self, pick: int, limit: int) -> None:
-        """Declare a node lost that has tasks, take them from it, and let another node join."""
+    @action(
+        weight=5,
+        needs="owners",
+        pick=picks,
+        limit=st.sampled_from([1, 500]),
+        event=st.sampled_from([None] * 8 + [*VERBS]),
+    )
+    def lose_an_owner(self, pick: int, limit: int, event: Event | None) -> None:
+        """Lose a node that has tasks, of which a user has perhaps just wished something."""
         node = self._one_of(self.owners, pick)
+        if event is not None:
+            self._wish(next(row.id for row in self.tasks.rows.values() if row.node == node.id), event)
 
+        self._lose(node, limit)
+
+    @property
+    def owners(self) -> list[NodeSeen]:
+        owning = {row.node for row in self.tasks.rows.values()}
+        return [node for node in self.alive if node.id in owning]
+
+    def _lose(self, node: NodeSeen, limit: int) -> None:
+        """Declare a node lost, take its tasks from it, and let another node join."""
         assert self.bed.database.once(nodes.declare_lost, node.peer)
 
         node.lost = True
         self.take_over(limit)
         self.join()
 
+    @action(needs="uncleaned", pick=picks, times=st.sampled_from([1, 2]))
+    def lose_who_cleans_up(self, pick: int, times: int) -> None:
+        """Delete a task that has a clean-up, and lose the node that begins it, perhaps so often that it is given up."""
+        row = self._one_of(self.uncleaned, pick)
+
+        self._wish(row.id, Event.USER_DELETE)
+        for _ in range(times):
+            if row.queue and self.alive:
+                self._read()
+                self._claim(self.alive[0], row.queue, 1000, None, promoting=False)
+                self._lose(self.alive[0], 500)
+
     @property
-    def owners(self) -> list[NodeSeen]:
-        owning = {row.node for row in self.tasks.rows.values()}
-        return [node for node in self.alive if node.id in owning]
+    def uncleaned(self) -> list[Expected]:
+        return [row for row in self.tasks.rows.values() if row.type == "cleans" and not row.owned]
 
     @action(limit=st.sampled_from([1, 500]))
     def take_over(self, limit: int) -> None:
@@ -648,12 +676,12 @@ class StoreMachine(RuleBasedStateMachine):
     def _some_id(self, pick: int) -> UUID:
         """Choose a task: mostly one that is there."""
         there = [task_id for task_id in self.ids if task_id in self.tasks.rows]
-        return self._one_of(there if there and pick % 8 else self.ids, pick // 8)
+        return self._one_of(there if there and pick % 8 < 7 else self.ids, pick // 8)
 
     def _some_claim(self, pick: int) -> Claim:
         """Choose a claim: mostly one that stands."""
         standing = [claim for claim in self.claims if self._stands(claim)]
-        return self._one_of(standing if standing and pick % 4 else self.claims, pick // 4)
+        return self._one_of(standing if standing and pick % 4 < 3 else self.claims, pick // 4)
 
     def _stands(self, claim: Claim) -> bool:
         row = self.tasks.rows.get(claim.task_id)

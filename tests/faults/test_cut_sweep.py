@@ -182,10 +182,16 @@ def stores(label: str) -> bool:
 
 def tried(lane: Lane, point: Point, kind: str) -> bool | Exception:
     try:
-        return any(lane.cut(point, kind) for _ in range(TRIES))
+        return any(lane.cut(each, kind) for each in tries(point))
     except Exception as error:
         error.add_note(f"{point}, in the life of the {kind} task")
         return error
+
+
+def tries(point: Point) -> Iterator[Point]:
+    """Repeat a point, with its second cut sooner each time: near the end of a life there are few messages to come."""
+    for number in range(TRIES):
+        yield point if point.again is None else replace(point, again=max(1, point.again >> number))
 
 
 @contextmanager

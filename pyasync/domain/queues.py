@@ -36,7 +36,10 @@ class QueuePolicy(Protocol):
     """
 
     def order(self, task: Any) -> tuple[Any, ...]:
-        """Return columns, or SQLAlchemy expressions of them, to order candidates by; `task` has the table's columns."""
+        """Return columns, or SQLAlchemy expressions of them, to order candidates by; `task` has the table's columns.
+
+        It is always the same for one policy: the statement is made once.
+        """
         ...
 
 

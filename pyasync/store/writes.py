@@ -149,7 +149,7 @@ def judge(doubtful: Write, row: Any) -> Written:
         return Written(Fate.STORED, Mark(row.mark))
     if row.fence != claim.fence or row.stage not in OWNED:
         return Written(Fate.LOST, Mark(row.mark))
-    if row.seq == claim.seq or doubtful.new_fence is not None:
+    if row.seq == claim.seq or doubtful.new_fence:
         return Written(Fate.UNSTORED, Mark(row.mark))
     return Written(Fate.BEHIND if row.seq < claim.seq else Fate.LOST, Mark(row.mark), row.seq)
 

@@ -161,7 +161,7 @@ class Steps:
         cleaned = row.stage is Stage.RUNNING and status.mark is Mark.DELETE
         if target is None or (write.removes and not cleaned):
             return (None,)
-        fence = write.release or row.fence
+        fence = write.new_fence or row.fence
         return (row._replace(status=target, owner="", fence=fence, seq=seq, last=write.identity),)
 
     def _held(self, row: Row, write: Write) -> bool:

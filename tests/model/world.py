@@ -89,10 +89,6 @@ class Write(NamedTuple):
         return self.kind is Kind.REMOVE
 
     @property
-    def release(self) -> int | None:
-        return self.new_fence or None
-
-    @property
     def identity(self) -> Stored:
         """What it is however often it is sent. A forced release takes the seq that the row has."""
         return (self.fence, -1 if self.kind is Kind.FORCE else self.seq, self.kind)

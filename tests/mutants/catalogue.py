@@ -406,6 +406,12 @@ RUNS = (
         "test_ancestor_flaws.py::test_g07_a_task_goes_on_only_when_its_checkpoint_is_stored",
     ),
     mutant(
+        "runs-share-a-context",
+        "what one run sets in its context variables is seen by the next one",
+        (EXECUTOR, " and copy_context() == clean", ""),
+        "runtime/test_one_loop.py::test_what_a_run_sets_in_its_context_is_unset_in_the_next",
+    ),
+    mutant(
         "stop-is-not-at-the-yield",
         "a run that was asked to stop is resumed after its report",
         (EXECUTOR, "if run.stop.is_set():", "if False:"),

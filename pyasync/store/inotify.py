@@ -3,7 +3,6 @@ again."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from contextlib import suppress
@@ -22,13 +21,14 @@ class Watch:
     def __init__(self, path: str) -> None:
         if sys.platform != "linux":
             raise OSError(f"no inotify on {sys.platform}")
+        import ctypes  # here, since most systems are on no SQLite, and it takes long to import
+
         libc = ctypes.CDLL(None, use_errno=True)
-        self._fileno: int | None = _checked(libc.inotify_init1(_FLAGS))
-        try:
-            _checked(libc.inotify_add_watch(self._fileno, os.fsencode(path), _IN_MODIFY))
-        except BaseException:
+        self._fileno: int | None = libc.inotify_init1(_FLAGS)
+        if self._fileno < 0 or libc.inotify_add_watch(self._fileno, os.fsencode(path), _IN_MODIFY) < 0:
+            error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
             self.close()
-            raise
+            raise error
 
     def fileno(self) -> int | None:
         """Return the file descriptor to wait for; None once it is closed."""
@@ -43,11 +43,5 @@ class Watch:
     def close(self) -> None:
         """Stop watching."""
         fileno, self._fileno = self._fileno, None
-        if fileno is not None:
+        if fileno is not None and fileno >= 0:
             os.close(fileno)
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result

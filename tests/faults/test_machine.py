@@ -48,6 +48,8 @@ def bed(url: str) -> Iterator[Bed]:
     database.close()
 
 
+# Threads that other tests have left in this process may draw random numbers while a strategy draws.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @pytest.mark.timeout(300)
 def test_rows_are_always_as_the_model_has_them(bed: Bed, effort: Effort) -> None:
     machine = seed(effort.seed)(type("Machine", (StoreMachine,), {"bed": bed}))

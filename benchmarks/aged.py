@@ -17,9 +17,8 @@ from uuid import UUID
 from sqlalchemy import text
 
 from benchmarks import latency
-from benchmarks.common import Contender, Place, Question, Sizes, Target, connect, main, prepare
+from benchmarks.common import Contender, Place, Question, Sizes, Target, connect, main, p95, prepare
 from benchmarks.drain import NOOP, drain
-from benchmarks.takeover import p95
 from pyasync import Client, Node, Registry, State
 from pyasync.store.tables import tables
 

@@ -16,7 +16,7 @@ from functools import partial
 from multiprocessing.synchronize import Barrier
 
 from benchmarks import raw
-from benchmarks.common import BATCH, Contender, Place, Question, Sizes, Target, main, prepare
+from benchmarks.common import BATCH, Contender, Place, Question, Sizes, Target, batches, main, prepare
 from pyasync import Client, NewTask
 from pyasync.ids import new_id
 
@@ -51,8 +51,7 @@ def in_bulk(place: Place, size: int, *, make: Callable[..., Client] = Client) ->
     with make(place.url, migrate="off", strict=False) as client:
         client.create_tasks([NewTask(type="noop")] * 2)
         began = time.perf_counter()
-        for start in range(0, size, BATCH):
-            numbers = range(start, min(size, start + BATCH))
+        for numbers in batches(size):
             client.create_tasks([NewTask(type="noop", arguments=number) for number in numbers])
         return size / (time.perf_counter() - began)
 

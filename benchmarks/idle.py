@@ -15,7 +15,7 @@ from functools import partial
 from sqlalchemy import Pool, event, make_url, text
 
 from benchmarks.common import Contender, Place, Question, Sizes, Target, connect, main, prepare
-from benchmarks.takeover import Process
+from benchmarks.processes import Process
 from pyasync import Node, Registry
 
 SETTLED = 4.0

@@ -17,8 +17,8 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from benchmarks.common import Contender, Place, Question, Sizes, Target, main, prepare
-from benchmarks.takeover import Process, p95
+from benchmarks.common import Contender, Place, Question, Sizes, Target, main, p95, prepare
+from benchmarks.processes import Process
 from pyasync import Client, Node, Registry, Settings
 
 PATIENCE = 30.0

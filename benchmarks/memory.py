@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Engine, event
 
 from benchmarks.common import Contender, Place, Question, Sizes, Target, main, prepare
-from benchmarks.takeover import Process
+from benchmarks.processes import Process
 from pyasync import Client, Node, Registry
 from pyasync.aio import Run
 from tests.waiting import until

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.synchronize import Event
 
-from benchmarks.common import BATCH, Contender, Place, Question, Sizes, Target, connect, main, prepare
+from benchmarks.common import Contender, Place, Question, Sizes, Target, batches, connect, main, prepare
 from benchmarks.drain import check_finished, wait_for_the_last_finish
-from benchmarks.takeover import SPAWN, Process
+from benchmarks.processes import SPAWN, Process
 from pyasync import Client, NewTask, Node, Registry
 
 CPU = 0.001
@@ -80,8 +80,7 @@ def rate(place: Place, size: int, nodes: int, users: int = 1, groups: int = 1) -
 def _create(place: Place, size: int, users: int, groups: int) -> None:
     prepare(place)
     with Client(place.url, strict=False) as client:
-        for start in range(0, size, BATCH):
-            numbers = range(start, min(size, start + BATCH))
+        for numbers in batches(size):
             client.create_tasks(
                 [NewTask(type="spin", user=f"user {n % users}", group=f"group {n % groups}") for n in numbers]
             )

@@ -143,7 +143,7 @@ def claim(tx: Tx, node_id: UUID, fence: UUID, request: Request) -> list[Row[Any]
         return _claim_at_once(tx, node_id, fence, request, request.offers[0])
     candidates = [row for offer in request.offers for row in _candidates(tx, request, offer)]
     if len(request.offers) > 1:
-        _sort(candidates, request.policy.order(tx.t.task.c))
+        _sort(candidates, _directions(tx.schema, _Same(request.policy)))
     rows = candidates[: request.limit]
     offers = {offer.type: offer for offer in request.offers}
     for name in {row.type for row in rows}:
@@ -155,15 +155,21 @@ def _claim_at_once(tx: Tx, node_id: UUID, fence: UUID, request: Request, offer: 
     """Choose and take in one statement: a round trip less than one after the other."""
     claiming = _claiming(tx.schema, *_kind(request, offer))
     rows = list(tx.execute(claiming, _chosen_by(request, offer) | _taken_by(node_id, fence, offer)).all())
-    _sort(rows, request.policy.order(tx.t.task.c))
+    _sort(rows, _directions(tx.schema, _Same(request.policy)))
     return rows
 
 
-def _sort(rows: list[Row[Any]], order: Sequence[Any]) -> None:
+def _sort(rows: list[Row[Any]], directions: Sequence[bool]) -> None:
     """Merge what was ordered by type: by the last criterion first, since each sort keeps what the one before did."""
-    for place, each in reversed(list(enumerate(order, len(_CLAIMED)))):
-        rows.sort(key=lambda row, place=place: (row[place] is not None, row[place]), reverse=_parts(each)[1])  # type: ignore[misc]
+    for place, descends in reversed(list(enumerate(directions, len(_CLAIMED)))):
+        rows.sort(key=lambda row, place=place: (row[place] is not None, row[place]), reverse=descends)  # type: ignore[misc]
     rows.sort(key=lambda row: (row.stage, row.rank))
+
+
+@lru_cache
+def _directions(schema: str | None, same: _Same) -> tuple[bool, ...]:
+    """Return for each of a policy's criteria whether it goes from the highest down."""
+    return tuple(_parts(each)[1] for each in same.policy.order(tables(schema).task.c))
 
 
 def _parts(criterion: Any) -> tuple[Any, bool]:

@@ -102,7 +102,7 @@ class Dialect:
     embedded = False
     """Is a file that nobody else administers."""
     has_arrays = False
-    """Takes a list as one parameter."""
+    """Takes a list, or many rows, as one parameter."""
     returns_joined = False
     """An UPDATE can return columns of what it was joined with."""
 

@@ -100,18 +100,19 @@ def _insert(tx: Tx, rows: Sequence[dict[str, Any]]) -> None:
     idle = [row for row in rows if not row["auto_run"]]
     for kind, some in (("plain", plain), ("timed", timed), ("idle", idle)):
         if some:
-            insertion = _insertion(tx.dialect.name, tx.schema, kind)
+            at_once = tx.dialect.has_arrays
+            insertion = _insertion(tx.dialect.name, tx.schema, kind, at_once)
             parameters = [{name: row[name] for name in _BROUGHT[kind]} for row in some]
-            tx.execute(insertion, {"rows": document(parameters)} if tx.dialect.has_arrays else parameters)
+            tx.execute(insertion, {"rows": document(parameters)} if at_once else parameters)
 
 
 @lru_cache
-def _insertion(dialect: str, schema: str | None, kind: str) -> Executable:
+def _insertion(dialect: str, schema: str | None, kind: str, at_once: bool) -> Executable:
     from pyasync.store.tables import tables
 
     table = tables(schema).task
     types = {name: Real if name == "delay" else table.c[name].type for name in _BROUGHT[kind]}
-    source = _source(types) if dialect == "postgresql" else None
+    source = _source(types) if at_once else None
     given: dict[str, Any] = {name: bindparam(name, type_=type_) for name, type_ in types.items()}
     given = given if source is None else {name: source.c[name] for name in types}
     status = INIT if kind == "idle" else PENDING
